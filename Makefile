@@ -1,0 +1,51 @@
+# The commands of this project: 'make serve' to use it, 'make test' to check it. 'make' alone lists them.
+#
+# Two set-ups in .venv: what the server needs (requirements.txt) and, on top, what the tests need
+# (requirements-dev.txt). Each is made once, and again when its list or the place of this folder has changed: a stamp
+# in .venv holds both. Everything is quoted and relative, so that a folder with a blank in its name works.
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+STUDIES ?=
+TASK ?=
+PYTHON ?=
+export HOST PORT STUDIES TASK PYTHON
+
+IN_VENV := .venv/bin/python
+SET_UP := sh .ci/setup
+
+.NOTPARALLEL:
+.PHONY: help serve test quick lint lock clean
+
+help:
+	@echo "make serve                       the server with the sample study, on http://127.0.0.1:8000"
+	@echo "make serve STUDIES=/path TASK=hippocampus PORT=9000 HOST=127.0.0.1"
+	@echo "                                 the server with your own folder, or a DICOMweb server's address"
+	@echo "make test                        lint, types and all tests"
+	@echo "make quick                       lint, types and the quick tests, under 3 minutes"
+	@echo "make lock                        the pinned requirements anew, from pyproject.toml"
+	@echo "make clean                       remove .venv and what tools have left; never labels"
+
+serve:
+	@$(SET_UP) serve
+	@$(IN_VENV) main.py serve --host "$$HOST" --port "$$PORT" $${STUDIES:+--studies "$$STUDIES"} $${TASK:+--task "$$TASK"}
+
+lint:
+	@$(SET_UP) test
+	$(IN_VENV) -m pip check
+	$(IN_VENV) -m ruff check
+	$(IN_VENV) -m ruff format --check
+	$(IN_VENV) -m mypy
+
+test: lint
+	$(IN_VENV) -m pytest
+
+quick: lint
+	$(IN_VENV) -m pytest -m "not slow"
+
+lock:
+	@$(SET_UP) lock
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist lib/svgd_label.egg-info
+	find lib tests apps benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""Random order: the baseline that every other strategy has to beat."""
+
+from svgd_label.acquisition.candidates import QueryStrategy
+
+STRATEGIES = (
+    QueryStrategy("random", "baseline", lambda candidates, rng: rng.random(len(candidates)), keeps_labelled=False),
+)

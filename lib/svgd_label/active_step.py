@@ -1,0 +1,177 @@
+"""One active step over the pool: score what is new, compare with the labelled, rank, acquire."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from monai.data import ThreadBuffer
+from numpy.typing import NDArray
+
+from svgd_label import acquisition, similarity
+from svgd_label.acquisition import Candidates, QueryStrategy
+from svgd_label.acquisition.diverse import farthest_first
+from svgd_label.images import ImageError
+from svgd_label.pool import Acquisition, OutdatedVersion, Pool, RankingRow
+from svgd_label.scoring import PreparedImage, mi_shape, prepare, score
+from svgd_label.svgd import Committee
+from svgd_label.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ScoringResult:
+    """What a scoring run did; ``unusable`` maps ids to the reason, ``acquisition`` is None for an outdated run."""
+
+    version: int
+    scored: int = 0
+    pool: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
+    acquisition: Acquisition | None = None
+
+
+def score_pool(
+    pool: Pool,
+    task: Task,
+    committee: Committee,
+    paths: Mapping[str, str],
+    *,
+    version: int,
+    strategy: QueryStrategy,
+    seed: int,
+    limit: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ScoringResult:
+    """Scores what is not scored yet, then ranks the pool and takes the version's one active step.
+
+    Rows are written as they come, so a killed run goes on where it was; a newer model version ends an older run. A
+    second run for one version changes no pick.
+
+    Args:
+        paths: where each image of the pool is read from.
+        version: the model version that ``committee`` is.
+        seed: of random strategies, and of the subset where ``limit`` strikes.
+        limit: at most so many unlabelled images are scored; None for all.
+        on_progress: called with (done, of how many).
+    """
+    pool.made_with(task.model_dump_json(include={"spacing", "window", "intensity", "aggregate", "mi_grid", "mi_bins"}))
+    result = ScoringResult(version)
+    fingerprints = pool.fingerprints()
+    done = pool.scored_images(version)
+    todo = [image for image in _subset(pool, version, limit, seed) if image not in done]
+    with_codes = pool.codes(todo).keys()
+    for number, (image, prepared) in enumerate(ThreadBuffer(_read(task, todo, paths), buffer_size=2), start=1):
+        if (newest := pool.model_version()) is not None and newest > version:
+            logger.info("scoring for version %d ends: version %d is there", version, newest)
+            return result
+        if isinstance(prepared, ImageError):
+            logger.warning("cannot be scored: %s", prepared)
+            result.unusable[image] = str(prepared)
+            pool.mark_unusable(image, str(prepared))
+        else:
+            if image not in with_codes:
+                pool.write_codes({image: prepared.codes})
+            pool.write_score(version, score(task, committee, prepared), fingerprint=fingerprints.get(image))
+            result.scored += 1
+        if on_progress is not None:
+            on_progress(number, len(todo))
+    try:
+        ranking = refresh_ranking(pool, task, version=version, strategy=strategy, seed=seed)
+        result.pool = len(ranking)
+        result.acquisition = pool.acquire(version, strategy.name, task.queries, repeat=strategy.keeps_labelled)
+    except OutdatedVersion as error:
+        logger.info("scoring for version %d ends: %s", version, error)
+    return result
+
+
+def refresh_ranking(
+    pool: Pool, task: Task, *, version: int, strategy: QueryStrategy, seed: int
+) -> list[tuple[str, float]]:
+    """Ranks the scored images of a version anew, with mutual information computed for new pairs only; picks nothing.
+
+    Returns:
+        (image, score), best first.
+    """
+    rows = {row.image: row for row in pool.scores(version)}
+    usable = [image for image in pool.pool_images() if image in rows]
+    labelled = [image for image in pool.labelled() if image in rows]
+    information = similarity.labelled_information(
+        usable, labelled, _pairs(pool, task, usable, labelled), over=task.mi_over
+    )
+    in_t = set(labelled)
+    candidates = Candidates(
+        images=tuple(usable),
+        labelled=np.array([image in in_t for image in usable], dtype=np.bool_),
+        entropy=np.array([rows[image].entropy for image in usable]),
+        expected_entropy=np.array([rows[image].expected_entropy for image in usable]),
+        jsd=np.array([rows[image].jsd for image in usable]),
+        mutual_information=information,
+        alpha=task.alpha,
+    )
+    ranking = acquisition.rank(strategy, candidates, np.random.default_rng([seed, version]))
+    value = dict(zip(usable, information.tolist(), strict=True))
+    pool.replace_ranking(
+        version, [RankingRow(image, score, rows[image].entropy, value[image]) for image, score in ranking]
+    )
+    return ranking
+
+
+def write_first_order(pool: Pool, task: Task, paths: Mapping[str, str]) -> None:
+    """Computes the diverse order that serves before anything is scored; images that cannot be used are marked."""
+    images = pool.pool_images()
+    codes = pool.codes(images)
+    for image, prepared in _read(task, [image for image in images if image not in codes], paths):
+        if isinstance(prepared, ImageError):
+            logger.warning("cannot be used: %s", prepared)
+            pool.mark_unusable(image, str(prepared))
+        else:
+            codes[image] = prepared.codes
+            pool.write_codes({image: prepared.codes})
+    usable = [image for image in images if image in codes]
+    features = np.array([_thumbnail(task, codes[image]) for image in usable])
+    pool.write_first_order([usable[index] for index in farthest_first(features)])
+
+
+def _thumbnail(task: Task, codes: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """An image at 8 x 8 x 8, flat: enough to tell two apart before a network can."""
+    grid = torch.from_numpy(codes.astype(np.float64)).reshape(1, *mi_shape(task))
+    thumbnail: NDArray[np.float64] = torch.nn.functional.adaptive_avg_pool3d(grid, 8).flatten().numpy()
+    return thumbnail
+
+
+def _subset(pool: Pool, version: int, limit: int | None, seed: int) -> list[str]:
+    images = pool.pool_images()
+    labelled = set(pool.labelled())
+    unlabelled = [image for image in images if image not in labelled]
+    if limit is None or len(unlabelled) <= limit:
+        return images
+    logger.warning("%d images: a random %d of them are scored", len(unlabelled), limit)
+    chosen = np.random.default_rng([seed, version]).choice(len(unlabelled), size=limit, replace=False)
+    return sorted([*labelled, *(unlabelled[index] for index in chosen)])
+
+
+def _read(
+    task: Task, images: Sequence[str], paths: Mapping[str, str]
+) -> Iterator[tuple[str, PreparedImage | ImageError]]:
+    for image in images:
+        try:
+            yield image, prepare(task, image, paths[image])
+        except ImageError as error:
+            yield image, error
+
+
+def _pairs(pool: Pool, task: Task, images: Sequence[str], labelled: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Mutual information of every image with every labelled one; new pairs are computed and stored."""
+    pairs = pool.mutual_information()
+    wanted = [(image, partner) for image in images for partner in labelled if image != partner]
+    missing = [pair for pair in wanted if pair not in pairs]
+    if missing:
+        codes = pool.codes(sorted({image for pair in missing for image in pair}))
+        found = {
+            pair: similarity.mutual_information(codes[pair[0]], codes[pair[1]], bins=task.mi_bins) for pair in missing
+        }
+        pool.write_mutual_information((*pair, value) for pair, value in found.items())
+        pairs.update(found)
+    return pairs

@@ -1,0 +1,100 @@
+"""A committee on disk: written so that a kill leaves the old file or the new one, read without unpickling code."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import svgd_label
+from svgd_label.errors import UserError
+from svgd_label.svgd import Committee
+from svgd_label.tasks import Task
+
+FORMAT = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; the sentence says which and what differs."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committee and the model version it was published as."""
+
+    committee: Committee
+    version: int
+
+
+def save(path: Path, committee: Committee, task: Task, *, version: int, half: bool = False) -> None:
+    """Writes a committee by temporary file, flush and rename.
+
+    Args:
+        half: store the weights in half precision, for committees that are shipped.
+    """
+    state = {k: v.half() if half and v.is_floating_point() else v for k, v in committee.cpu_state().items()}
+    content = {"format": FORMAT, "package": svgd_label.__version__, "version": version, **_shape(task), "state": state}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
+    """Reads a committee for ``task``.
+
+    Raises:
+        CheckpointError: unreadable, of another format, or of another task, size or network than ``task``'s.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        stored = {key: content[key] for key in _shape(task)}
+        version, state = int(content["version"]), content["state"]
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path.name}: format {content['format']}; this version reads format {FORMAT}")
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path.name}: not a committee that can be read ({type(error).__name__})") from error
+    differing = [f"{k} {stored[k]!r} there, {value!r} here" for k, value in _shape(task).items() if stored[k] != value]
+    if differing:
+        raise CheckpointError(f"{path.name}: the committee is of another shape: {'; '.join(differing)}")
+    committee = new_committee(task, seed=0)
+    committee.load_state_dict(state)
+    return Checkpoint(committee.to(device), version)
+
+
+def new_committee(task: Task, *, seed: int) -> Committee:
+    """A committee of independent random initialisations."""
+    return Committee.build(task.build_network, size=task.particles, seed=seed)
+
+
+def shipped(task: Task) -> Path | None:
+    """The committee that comes with the package for this task, model version 0; None where there is none."""
+    path = Path(str(files("svgd_label.tasks") / "committees" / f"{task.name}.pt"))
+    return path if path.is_file() else None
+
+
+def _shape(task: Task) -> dict[str, Any]:
+    """What must agree between a checkpoint and the task it is read for."""
+    return {
+        "task": task.name,
+        "labels": list(task.labels),
+        "particles": task.particles,
+        "network": task.network.model_dump(mode="json"),
+    }

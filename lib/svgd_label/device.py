@@ -1,0 +1,18 @@
+"""Which device computes, and in which precision a training step runs on it."""
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def training_autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the hardware multiplies it fast (CUDA, or a CPU with matrix tiles); else float32.
+
+    bfloat16 has float32's range, so no gradient scaler is needed. Inference and scoring stay in float32: their
+    figures are compared between images.
+    """
+    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)

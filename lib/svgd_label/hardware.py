@@ -1,0 +1,21 @@
+"""What machine a figure was measured on, in one line."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def describe() -> str:
+    """Processor, cores that may be used, accelerator if any, and the versions that matter."""
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the platform module's word stands
+    parts = [f"{processor}, {len(os.sched_getaffinity(0))} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name(0))
+    return ", ".join([*parts, f"torch {torch.__version__}", f"Python {platform.python_version()}"])

@@ -1,0 +1,62 @@
+"""The Dice log-likelihood: how well a particle's softmax output explains a batch of labels."""
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+SMOOTHING = 1e-5
+FLOOR = 1e-6
+
+
+class Likelihood(str, Enum):
+    """How a mean Dice D becomes a log-likelihood; the source writes log(1 - D) and leaves its sign open."""
+
+    LOG_DICE = "log_dice"
+    LOG_DICE_LOSS = "log_dice_loss"
+
+
+def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Soft Dice of every class over a batch, with a squared denominator.
+
+    D_c = (2 sum(y q) + s) / (sum(y^2) + sum(q^2) + s), s = 1e-5, sums over the batch and all voxels.
+
+    Args:
+        probabilities: (B, C, *spatial), q, the softmax output.
+        labels: (B, C, *spatial), y, one-hot.
+
+    Returns:
+        (C,), each in [0, 1].
+    """
+    axes = (0, *range(2, probabilities.ndim))
+    overlap = (labels * probabilities).sum(dim=axes)
+    # y is 0 or 1, so y^2 = y.
+    size = labels.sum(dim=axes) + probabilities.square().sum(dim=axes)
+    return (2 * overlap + SMOOTHING) / (size + SMOOTHING)
+
+
+def dice_log_likelihood(
+    logits: Tensor, labels: Tensor, *, form: Likelihood = Likelihood.LOG_DICE, temperature: float = 1.0
+) -> Tensor:
+    """log p(labels | particle), up to a constant: the quantity that SVGD ascends.
+
+    ``log_dice``: (1/T) log(D + 1e-6); ``log_dice_loss``: -(1/T) log(1 - D + 1e-6). D is the mean soft Dice over the
+    foreground classes that occur in the batch's labels, and the background's where none occurs.
+
+    Args:
+        logits: (B, C, *spatial).
+        labels: (B, 1, *spatial), class values 0 to C - 1.
+        form: which of the two readings.
+        temperature: T.
+
+    Returns:
+        A scalar.
+    """
+    classes = logits.shape[1]
+    one_hot = torch.nn.functional.one_hot(labels.squeeze(1).long(), classes).movedim(-1, 1).to(torch.float32)
+    dice = soft_dice(logits.float().softmax(dim=1), one_hot)
+    present = one_hot.sum(dim=(0, *range(2, one_hot.ndim))) > 0
+    present[0] = not bool(present[1:].any())
+    mean = dice[present].mean()
+    value = torch.log(mean + FLOOR) if form is Likelihood.LOG_DICE else -torch.log(1 - mean + FLOOR)
+    return value / temperature

@@ -1,0 +1,243 @@
+"""The life of a label: saved so that no kill can cost it, every version kept, deleted and restored."""
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svgd_label.pool.files import (
+    EXTENSIONS,
+    PREVIOUS,
+    copy_durably,
+    fingerprint,
+    incoming,
+    is_plain_id,
+    make_folder,
+    split_extension,
+    sync_folder,
+)
+from svgd_label.pool.studies import FINAL, ORIGINAL, Studies
+
+logger = logging.getLogger(__name__)
+
+STORED = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class LabelVersion:
+    """One version of a label: who saved it when, what it was corrected from, and the Dice between the two."""
+
+    image: str
+    number: int
+    tag: str
+    file: Path
+    saved: float
+    client: str | None
+    model_version: int | None
+    dice: float | None
+
+
+class LabelStore:
+    """Label files, their rows and their versions in ``STATE/versions/IMAGE/NUMBER.nii.gz``.
+
+    A pre-segmentation (tag ``original``) comes from a committee that can make it again: of it, no versions are kept.
+    """
+
+    def __init__(self, studies: Studies) -> None:
+        self._studies = studies
+        self._pool = studies.pool
+        self._database = studies.database
+        self._versions = self._database.folder / "versions"
+
+    def incoming(self, tag: str) -> Path:
+        """Where a label is written before it is handed to ``save``: same folder, hidden."""
+        folder = self._studies.label_folder(tag)
+        make_folder(folder)
+        return incoming(folder, STORED)
+
+    def save(
+        self, image: str, tag: str, file: Path, *, info: dict[str, Any], client: str | None, model_version: int | None
+    ) -> LabelVersion | None:
+        """Puts a complete, flushed file from ``incoming`` in place; returns when file and row are durable.
+
+        Killed at any point, the label is the old one or the new one, and whole. Where ``model_version`` is None it is
+        the version that last inferred this image.
+
+        Returns:
+            The version that was made; None for the tag ``original``.
+
+        Raises:
+            KeyError: no such image.
+            OSError, sqlite3.OperationalError: no space, read-only; the old label is there as it was.
+        """
+        target = self._studies.label_folder(tag) / f"{image}{STORED}"
+        backup = target.with_name(f"{PREVIOUS}{file.name}")
+        made: list[Path] = []
+        try:
+            with self._database.transaction() as connection:
+                row = connection.execute(
+                    "SELECT inferred_version FROM images WHERE image = ? AND present = 1", (image,)
+                ).fetchone()
+                if row is None:
+                    raise KeyError(image)
+                saved = time.time()
+                version = None
+                if tag != ORIGINAL:
+                    self._keep_present(connection, image, tag, made)
+                    corrected = row["inferred_version"] if model_version is None else model_version
+                    version = self._keep(connection, image, tag, file, saved, client, corrected, made)
+                if target.exists():
+                    _second_name(target, backup)
+                file.replace(target)
+                made.append(target)
+                sync_folder(target.parent)
+                connection.execute(
+                    "INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        image,
+                        tag,
+                        STORED,
+                        fingerprint(target),
+                        json.dumps({**info, "ts": int(saved), "name": target.name}, default=str),
+                        saved,
+                        None if version is None else version.number,
+                    ),
+                )
+                if tag == FINAL:
+                    self._pool.label_saved(image)
+        except BaseException:
+            if backup.exists():
+                with contextlib.suppress(OSError):
+                    backup.replace(target)
+                    made = [path for path in made if path != target]
+            for path in (*made, file):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            raise
+        with contextlib.suppress(OSError):
+            backup.unlink(missing_ok=True)
+            for extension in EXTENSIONS[1:]:
+                target.with_name(f"{image}{extension}").unlink(missing_ok=True)
+        return version
+
+    def remove(self, image: str, tag: str) -> bool:
+        """Deletes a label; its versions stay. False where there is none."""
+        folder = self._studies.label_folder(tag)
+        with self._database.transaction() as connection:
+            if self._studies.label_path(image, tag) is None:
+                return False
+            if tag != ORIGINAL:
+                self._keep_present(connection, image, tag, [])
+            for extension in EXTENSIONS:
+                (folder / f"{image}{extension}").unlink(missing_ok=True)
+            sync_folder(folder)
+            connection.execute("DELETE FROM labels WHERE image = ? AND tag = ?", (image, tag))
+            if tag == FINAL:
+                self._pool.label_removed(image)
+        return True
+
+    def versions(self, image: str | None = None) -> list[LabelVersion]:
+        """All versions of one image's labels, or of all, oldest first."""
+        rows = self._database.connection.execute(
+            "SELECT * FROM label_versions WHERE ? IS NULL OR image = ? ORDER BY image, number", (image, image)
+        )
+        return [_version(row, self._versions) for row in rows]
+
+    def restore(self, image: str, number: int, *, client: str | None) -> LabelVersion | None:
+        """Makes an older version the label again, as a new version.
+
+        Raises:
+            KeyError: no such image or version.
+        """
+        version = next((v for v in self.versions(image) if v.number == number), None)
+        if version is None:
+            raise KeyError(f"{image}, version {number}")
+        if split_extension(version.file.name)[1] != STORED:
+            raise ValueError(f"version {number} of {image} is a {version.file.suffix} file: convert and save it")
+        file = self.incoming(version.tag)
+        copy_durably(version.file, file)
+        info = {"restored": number, "client_id": client}
+        return self.save(image, version.tag, file, info=info, client=client, model_version=version.model_version)
+
+    def record_dice(self, image: str, number: int, dice: float) -> None:
+        """Notes the Dice between a version and what the committee had proposed."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE label_versions SET dice = ? WHERE image = ? AND number = ?", (dice, image, number)
+            )
+
+    def adopt_versions(self) -> None:
+        """Makes rows for version files that have none, after the store was lost; who saved them is not known."""
+        if not self._versions.is_dir():
+            return
+        with self._database.transaction() as connection:
+            for folder in self._versions.iterdir():
+                if folder.is_dir() and is_plain_id(folder.name):
+                    _adopt(connection, folder)
+
+    def _keep_present(self, connection: sqlite3.Connection, image: str, tag: str, made: list[Path]) -> None:
+        """Keeps the label in place where it is not a version yet: it came by other means than ``save``."""
+        row = connection.execute(
+            "SELECT ext, fingerprint, number FROM labels WHERE image = ? AND tag = ?", (image, tag)
+        ).fetchone()
+        files = [self._studies.label_folder(tag) / f"{image}{extension}" for extension in EXTENSIONS]
+        present = next((file for file in files if file.is_file()), None)
+        if present is None:
+            return
+        unchanged = row is not None and row["ext"] == split_extension(present.name)[1]
+        if unchanged and row["number"] is not None and row["fingerprint"] == fingerprint(present):
+            return
+        self._keep(connection, image, tag, present, present.stat().st_mtime, None, None, made)
+
+    def _keep(
+        self,
+        connection: sqlite3.Connection,
+        image: str,
+        tag: str,
+        file: Path,
+        saved: float,
+        client: str | None,
+        model_version: int | None,
+        made: list[Path],
+    ) -> LabelVersion:
+        folder = self._versions / image
+        make_folder(folder)
+        _adopt(connection, folder)  # a killed save leaves a version without a row, which must not be written over
+        last = connection.execute("SELECT MAX(number) AS n FROM label_versions WHERE image = ?", (image,)).fetchone()
+        number = (last["n"] or 0) + 1
+        name = f"{number}{'' if tag == FINAL else '-' + tag}{split_extension(file.name)[1]}"
+        copy_durably(file, folder / name)
+        made.append(folder / name)
+        values = (image, number, tag, name, saved, client, model_version, None)
+        connection.execute("INSERT INTO label_versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        return LabelVersion(image, number, tag, folder / name, saved, client, model_version, None)
+
+
+def _adopt(connection: sqlite3.Connection, folder: Path) -> None:
+    """Rows for the version files of one image that have none."""
+    for file in folder.iterdir():
+        stem, extension = split_extension(file.name)
+        number, _, tag = stem.partition("-")
+        if extension and number.isdecimal():
+            connection.execute(
+                "INSERT OR IGNORE INTO label_versions VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)",
+                (folder.name, int(number), tag or FINAL, file.name, file.stat().st_mtime),
+            )
+
+
+def _second_name(file: Path, other: Path) -> None:
+    """A hard link, or a copy on a file system without them."""
+    try:
+        os.link(file, other)
+    except OSError:
+        copy_durably(file, other)
+
+
+def _version(row: sqlite3.Row, folder: Path) -> LabelVersion:
+    values = dict(row)
+    return LabelVersion(**{**values, "file": folder / row["image"] / row["file"]})

@@ -1,0 +1,387 @@
+"""The pool: what is labelled, how often it is trained on, what is ranked, who gets which image next."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from svgd_label.pool.database import Database
+from svgd_label.pool.next_sample import NextSample
+from svgd_label.pool.records import Acquisition, Proposal, RankingRow, Summary, TrainingCase
+from svgd_label.pool.scores import Scores
+
+VALIDATION_EVERY: Final = 5
+VALIDATION_AT_MOST: Final = 20
+
+_USABLE = "present = 1 AND unusable IS NULL AND flagged IS NULL"
+_IN_POOL = f"{_USABLE} AND validation IS NOT 1"
+
+
+class OutdatedVersion(RuntimeError):
+    """A newer model version has ranked or acquired: the work of this one is of no use any more."""
+
+
+class Pool(Scores):
+    """State of active learning over the images of one studies folder.
+
+    Args:
+        database: the state store.
+        validation: ``fifth`` keeps back each fifth image that is labelled, at most 20; ``none`` keeps none back.
+        max_frequency: an image stands at most so often in the training list.
+        lease_minutes: how long an image stays with a client after his last request for it.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        validation: Literal["fifth", "none"],
+        max_frequency: int,
+        lease_minutes: float = 60.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(database)
+        self._validation = validation
+        self._max_frequency = max_frequency
+        self._clock = clock
+        self._next = NextSample(database, lease_minutes * 60.0, clock)
+
+    # Labels and frequencies
+
+    def labels_found(self, images: Iterable[str]) -> None:
+        """Labels that appeared together: validation is decided in the order of the ids."""
+        with self.database.transaction():
+            for image in sorted(images):
+                self.label_saved(image)
+
+    def label_saved(self, image: str) -> None:
+        """A final label is there: decides validation once for ever, sets the first frequency, ends the lease.
+
+        A correction of a label that is already there changes neither.
+        """
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                "SELECT labelled, decided, validation FROM images WHERE image = ?", (image,)
+            ).fetchone()
+            if row is None:
+                raise KeyError(image)
+            validation = bool(row["validation"])
+            if row["decided"] is None:
+                validation = self._decide(connection, image)
+            if not row["labelled"]:
+                connection.execute(
+                    "UPDATE images SET labelled = 1, frequency = ? WHERE image = ?", (0 if validation else 1, image)
+                )
+            self._next.release(image)
+
+    def label_removed(self, image: str) -> None:
+        """The final label is gone: frequency 0; the decision on validation stays."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE images SET labelled = 0, frequency = 0 WHERE image = ?", (image,))
+
+    def training_list(self) -> list[TrainingCase]:
+        """Labelled images that are not kept back for validation, by id, with their frequencies."""
+        rows = self.database.connection.execute(
+            f"SELECT image, frequency FROM images WHERE labelled = 1 AND frequency > 0 AND {_IN_POOL} ORDER BY image"
+        )
+        return [TrainingCase(row["image"], row["frequency"]) for row in rows]
+
+    def validation_list(self) -> list[str]:
+        """Labelled images that are kept back, by id."""
+        return self._images(f"labelled = 1 AND validation = 1 AND {_USABLE}")
+
+    def pool_images(self) -> list[str]:
+        """All images that are scored: usable, unflagged, not kept back for validation; by id."""
+        return self._images(_IN_POOL)
+
+    def labelled(self) -> list[str]:
+        """T: the labelled images of the pool, by id."""
+        return self._images(f"labelled = 1 AND {_IN_POOL}")
+
+    # What stands outside
+
+    def mark_unusable(self, image: str, reason: str) -> None:
+        """Takes an image that cannot be read or scored out of everything, until ``clear_unusable`` or a new file."""
+        self._update(image, "unusable", reason)
+
+    def clear_unusable(self, image: str) -> None:
+        """Takes the mark of ``mark_unusable`` off."""
+        self._update(image, "unusable", None)
+
+    def flag(self, image: str, reason: str | None) -> None:
+        """An annotator's flag: the image stays out until the flag is undone with None."""
+        self._update(image, "flagged", reason)
+        if reason is not None:
+            self._next.release(image)
+
+    # Models
+
+    def model_version(self) -> int | None:
+        """The newest published version; None where there is none."""
+        row = self.database.connection.execute("SELECT MAX(version) AS version FROM models").fetchone()
+        return None if row["version"] is None else int(row["version"])
+
+    def next_version(self) -> int:
+        """The version that the next training publishes: from 1 on, 0 being the shipped committee."""
+        last = self.database.connection.execute(
+            "SELECT MAX(version) AS version FROM (SELECT version FROM models UNION SELECT version FROM acquisitions)"
+        ).fetchone()["version"]
+        return 1 if last is None else int(last) + 1
+
+    def publish(self, version: int, file: Path, metrics: dict[str, Any]) -> None:
+        """Makes a committee the newest; its file must be complete and flushed. Once more for one file changes nothing.
+
+        Raises:
+            ValueError: the version has been given to another file.
+        """
+        name = str(file.relative_to(self.database.folder) if file.is_relative_to(self.database.folder) else file)
+        with self.database.transaction() as connection:
+            row = connection.execute("SELECT file FROM models WHERE version = ?", (version,)).fetchone()
+            if row is not None and row["file"] != name and version != 0:
+                raise ValueError(f"model version {version} is {row['file']}, it cannot be {name} as well")
+            connection.execute(
+                "INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?)",
+                (version, name, self._clock(), json.dumps(metrics, default=str)),
+            )
+
+    def withdraw(self, version: int) -> None:
+        """Forgets a published version, for one whose file is gone or not wanted; its number is not given again."""
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM models WHERE version = ?", (version,))
+            if self.ranking_version() == version:
+                connection.execute("DELETE FROM meta WHERE key = 'ranking_version'")
+
+    def committee_file(self, version: int | None = None) -> Path | None:
+        """File of a version, the newest by default; None where there is none."""
+        version = self.model_version() if version is None else version
+        row = self.database.connection.execute("SELECT file FROM models WHERE version = ?", (version,)).fetchone()
+        return None if row is None else self.database.folder / row["file"]
+
+    def model_metrics(self, version: int) -> dict[str, Any]:
+        """What was published with a version; empty for one that is not known."""
+        row = self.database.connection.execute("SELECT metrics FROM models WHERE version = ?", (version,)).fetchone()
+        metrics: dict[str, Any] = {} if row is None else json.loads(row["metrics"])
+        return metrics
+
+    def inferred(self, image: str, version: int) -> None:
+        """Notes which version made the pre-segmentation that an annotator is correcting."""
+        self._update(image, "inferred_version", version)
+
+    # Ranking and acquisition
+
+    def ranking_version(self) -> int | None:
+        """Model version of the present ranking; None where there is none."""
+        value = self.database.get("ranking_version")
+        return None if value is None else int(value)
+
+    def ranking(self) -> list[RankingRow]:
+        """The present ranking, best first."""
+        rows = self.database.connection.execute(
+            "SELECT i.image, r.score, r.entropy, r.mutual_information FROM images i JOIN ranking r USING (image) "
+            "WHERE i.rank IS NOT NULL ORDER BY i.rank"
+        )
+        return [RankingRow(*row) for row in rows]
+
+    def replace_ranking(self, version: int, rows: Sequence[RankingRow]) -> None:
+        """Puts a ranking, best first, in place of the old one; the queue stays. Older versions' scores are dropped.
+
+        Raises:
+            OutdatedVersion: the present ranking is of a newer version.
+        """
+        with self.database.transaction() as connection:
+            present = self.ranking_version()
+            if present is not None and present > version:
+                raise OutdatedVersion(f"a ranking of version {present} is there; the one of {version} is too old")
+            connection.execute("DELETE FROM ranking")
+            connection.execute("UPDATE images SET rank = NULL WHERE rank IS NOT NULL")
+            connection.executemany(
+                "INSERT INTO ranking VALUES (?, ?, ?, ?, ?)",
+                [(row.image, version, row.score, row.entropy, row.mutual_information) for row in rows],
+            )
+            connection.executemany(
+                "UPDATE images SET rank = ? WHERE image = ?", [(rank, row.image) for rank, row in enumerate(rows, 1)]
+            )
+            connection.execute("DELETE FROM scores WHERE version < ?", (version,))
+            self.database.set("ranking_version", str(version))
+
+    def acquire(self, version: int, strategy: str, queries: int, *, repeat: bool = True) -> Acquisition:
+        """One active step over the ranking: labelled picks gain one in frequency, the others become the queue.
+
+        A second call for one version changes nothing and returns what the first did.
+
+        Args:
+            version: the model version whose ranking is in place.
+            strategy: name that goes into the history.
+            queries: number of images to pick.
+            repeat: False for a strategy that labelled images leave: they are passed over.
+
+        Raises:
+            OutdatedVersion: a newer version has acquired.
+            ValueError: the ranking in place is another version's.
+        """
+        with self.database.transaction() as connection:
+            done = connection.execute("SELECT * FROM acquisitions WHERE version = ?", (version,)).fetchone()
+            if done is not None:
+                return _acquisition(done)
+            last = connection.execute("SELECT MAX(version) AS version FROM acquisitions").fetchone()["version"]
+            if last is not None and last > version:
+                raise OutdatedVersion(f"version {last} has acquired; {version} is too old")
+            if self.ranking_version() != version:
+                raise ValueError(f"the ranking is of version {self.ranking_version()}, not of {version}")
+            chosen = connection.execute(
+                f"SELECT image, labelled FROM images WHERE rank IS NOT NULL AND {_IN_POOL} "
+                "AND (labelled = 0 OR (:repeat AND frequency < :most)) ORDER BY rank LIMIT :queries",
+                {"repeat": repeat, "most": self._max_frequency, "queries": queries},
+            ).fetchall()
+            annotated = [row["image"] for row in chosen if not row["labelled"]]
+            repeated = [row["image"] for row in chosen if row["labelled"]]
+            connection.executemany(
+                "UPDATE images SET frequency = frequency + 1 WHERE image = ?", [(image,) for image in repeated]
+            )
+            connection.execute("UPDATE images SET queue_position = NULL WHERE queue_position IS NOT NULL")
+            connection.executemany(
+                "UPDATE images SET queue_position = ? WHERE image = ?",
+                [(position, image) for position, image in enumerate(annotated, 1)],
+            )
+            lists = [json.dumps(x) for x in ([row["image"] for row in chosen], annotated, repeated)]
+            connection.execute(
+                "INSERT INTO acquisitions VALUES (NULL, ?, ?, ?, ?, ?, ?)",
+                (version, self._clock(), strategy, *lists),
+            )
+            return _acquisition(
+                connection.execute("SELECT * FROM acquisitions WHERE version = ?", (version,)).fetchone()
+            )
+
+    def acquisitions(self) -> list[Acquisition]:
+        """The history of active steps, oldest first."""
+        return [
+            _acquisition(row) for row in self.database.connection.execute("SELECT * FROM acquisitions ORDER BY step")
+        ]
+
+    def queue(self) -> list[str]:
+        """The last step's picks that are still to be labelled, in order."""
+        rows = self.database.connection.execute(
+            "SELECT image FROM images WHERE open = 1 AND queue_position IS NOT NULL ORDER BY queue_position"
+        )
+        return [row["image"] for row in rows]
+
+    # Annotators
+
+    def next_image(self, client: str) -> Proposal | None:
+        """The next image for a client, leased to him: queue, ranking, first order, id; None where nothing is left.
+
+        Asked again within 10 s it is the same image; later, that image is skipped for this client for a day, and
+        comes back, the oldest skip first, when nothing else is left.
+        """
+        return self._next.propose(client)
+
+    def touch(self, image: str, client: str) -> bool:
+        """Renews a client's lease, or gives him one of an image that nobody else holds; False where somebody does."""
+        return self._next.touch(image, client)
+
+    def release(self, image: str) -> None:
+        """Ends an image's lease."""
+        self._next.release(image)
+
+    def write_first_order(self, images: Sequence[str]) -> None:
+        """The order in which images are proposed before anything is ranked."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE images SET first_position = NULL WHERE first_position IS NOT NULL")
+            connection.executemany(
+                "UPDATE images SET first_position = ? WHERE image = ?",
+                [(position, image) for position, image in enumerate(images, 1)],
+            )
+
+    # What is shown
+
+    def image_state(self, image: str) -> dict[str, Any]:
+        """What the pool knows of one image, for its info; empty for an image that is not there."""
+        return self.image_states([image]).get(image, {})
+
+    def image_states(self, images: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """``image_state`` of some images, or of all."""
+        leased = self._next.leased()
+        select = (
+            "SELECT i.*, r.version AS ranked_by, r.score, r.entropy, r.mutual_information "
+            "FROM images i LEFT JOIN ranking r USING (image) WHERE i.present = 1"
+        )
+        rows: Iterable[sqlite3.Row]
+        if images is None:
+            rows = self.database.connection.execute(select)
+        else:
+            rows = [
+                row
+                for image in images
+                for row in self.database.connection.execute(f"{select} AND i.image = ?", (image,))
+            ]
+        return {
+            row["image"]: {
+                "labelled": bool(row["labelled"]),
+                "validation": bool(row["validation"]),
+                "frequency": row["frequency"],
+                "unusable": row["unusable"],
+                "flagged": row["flagged"],
+                "queue_position": row["queue_position"] if row["open"] else None,
+                "rank": row["rank"],
+                "score": row["score"],
+                "entropy": row["entropy"],
+                "mutual_information": row["mutual_information"],
+                "model_version": row["ranked_by"],
+                "leased_by": leased.get(row["image"]),
+            }
+            for row in rows
+        }
+
+    def summary(self) -> Summary:
+        """Counts of the whole pool."""
+        row = self.database.connection.execute(
+            "SELECT COUNT(*) AS images, TOTAL(labelled) AS labelled, TOTAL(open) AS open, "
+            "TOTAL(labelled AND validation IS 1) AS validation, COUNT(flagged) AS flagged, "
+            "COUNT(unusable) AS unusable, TOTAL(open AND queue_position IS NOT NULL) AS queued, "
+            "COUNT(rank) AS ranked FROM images WHERE present = 1"
+        ).fetchone()
+        steps = self.database.connection.execute("SELECT COUNT(*) AS steps FROM acquisitions").fetchone()["steps"]
+        return Summary(
+            **{key: int(value) for key, value in dict(row).items()},
+            leased=len(self._next.leased()),
+            model_version=self.model_version(),
+            ranking_version=self.ranking_version(),
+            acquisitions=steps,
+        )
+
+    def _decide(self, connection: sqlite3.Connection, image: str) -> bool:
+        number = connection.execute("SELECT MAX(decided) AS last FROM images WHERE decided IS NOT NULL").fetchone()[
+            "last"
+        ]
+        number = 1 if number is None else number + 1
+        kept = connection.execute("SELECT COUNT(*) AS kept FROM images WHERE validation = 1").fetchone()["kept"]
+        validation = self._validation == "fifth" and number % VALIDATION_EVERY == 0 and kept < VALIDATION_AT_MOST
+        connection.execute(
+            "UPDATE images SET decided = ?, validation = ? WHERE image = ?", (number, int(validation), image)
+        )
+        return validation
+
+    def _images(self, where: str) -> list[str]:
+        rows = self.database.connection.execute(f"SELECT image FROM images WHERE {where} ORDER BY image")
+        return [row["image"] for row in rows]
+
+    def _update(self, image: str, column: str, value: str | int | None) -> None:
+        with self.database.transaction() as connection:
+            done = connection.execute(f"UPDATE images SET {column} = ? WHERE image = ?", (value, image))
+            if done.rowcount == 0:
+                raise KeyError(image)
+
+
+def _acquisition(row: sqlite3.Row) -> Acquisition:
+    return Acquisition(
+        step=row["step"],
+        version=row["version"],
+        at=row["at"],
+        strategy=row["strategy"],
+        picks=json.loads(row["picks"]),
+        annotated=json.loads(row["annotated"]),
+        repeated=json.loads(row["repeated"]),
+    )

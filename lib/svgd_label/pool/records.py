@@ -1,0 +1,91 @@
+"""What the pool returns and takes: small frozen records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Source = Literal["queue", "ranking", "first"]
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A labelled image and how often it stands in the training list."""
+
+    image: str
+    frequency: int
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRow:
+    """What the committee of one version says of one image.
+
+    Entropies, Jensen-Shannon divergence (``jsd``) in nats; ``variance`` over particles, summed over classes.
+    ``details`` holds what is said of each class; ``features`` is one vector ``(F,)``.
+    """
+
+    image: str
+    entropy: float
+    expected_entropy: float
+    jsd: float
+    variance: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+    features: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """An image's place is its place in the list; a strategy without score, entropy or information leaves them None."""
+
+    image: str
+    score: float | None = None
+    entropy: float | None = None
+    mutual_information: float | None = None
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One active step: ``picks`` in order, of which ``annotated`` went to the queue and ``repeated`` gained one."""
+
+    step: int
+    version: int
+    at: float
+    strategy: str
+    picks: list[str]
+    annotated: list[str]
+    repeated: list[str]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next image for one annotator, and why; ``queue_position`` and ``rank`` count from 1."""
+
+    image: str
+    source: Source
+    rank: int | None
+    score: float | None
+    entropy: float | None
+    mutual_information: float | None
+    model_version: int | None
+    queue_position: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts over the images whose files are there."""
+
+    images: int
+    labelled: int
+    open: int
+    validation: int
+    flagged: int
+    unusable: int
+    queued: int
+    ranked: int
+    leased: int
+    model_version: int | None
+    ranking_version: int | None
+    acquisitions: int

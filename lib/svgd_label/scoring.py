@@ -1,0 +1,138 @@
+"""Scoring of one image: the committee's uncertainty, its bottleneck features, the grey-level codes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.transforms import ResizeWithPadOrCrop
+from numpy.typing import NDArray
+from torch import Tensor
+
+from svgd_label import similarity
+from svgd_label.images import ImageError
+from svgd_label.inference import particle_moments, sliding_window
+from svgd_label.pool import ScoreRow
+from svgd_label.svgd import Committee
+from svgd_label.tasks import Task
+from svgd_label.tasks.transforms import prepare_image
+from svgd_label.uncertainty import maps
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image as scoring takes it."""
+
+    id: str
+    image: Tensor
+    """(1, D, H, W) in [0, 1] on the task's grid, never padded."""
+    codes: NDArray[np.uint8]
+    """Grey-level codes on the grid for mutual information."""
+
+
+def prepare(task: Task, image: str, path: str) -> PreparedImage:
+    """Reads and normalises one image and codes it for mutual information.
+
+    Raises:
+        ImageError: it cannot be used, or is saturated: 99 % of its own voxels have one grey-level code, so that its
+            mutual information would be 0 with everything and put it on top of every ranking.
+    """
+    prepared = prepare_image(task, path).as_tensor()
+    if similarity.saturated(similarity.codes(prepared.numpy(), bins=task.mi_bins)):
+        raise ImageError(
+            f"{image}: after normalisation 99 % of its voxels have the same grey value, so nothing can be told from it"
+        )
+    return PreparedImage(image, prepared, mi_codes(task, prepared))
+
+
+def mi_codes(task: Task, image: Tensor) -> NDArray[np.uint8]:
+    """Grey-level codes of a normalised image (1, D, H, W), resampled to ``mi_shape`` or padded to it."""
+    if task.mi_grid == "padded":
+        grid = torch.as_tensor(ResizeWithPadOrCrop(spatial_size=task.window)(image))
+    else:
+        grid = torch.nn.functional.interpolate(
+            image.unsqueeze(0), size=task.mi_grid, mode="trilinear", align_corners=False
+        )
+    return similarity.codes(grid.clamp(0, 1).numpy(), bins=task.mi_bins).reshape(mi_shape(task))
+
+
+def mi_shape(task: Task) -> tuple[int, int, int]:
+    """The grid on which two images' grey levels are compared."""
+    return task.window if task.mi_grid == "padded" else task.mi_grid
+
+
+@torch.inference_mode()
+def score(task: Task, committee: Committee, prepared: PreparedImage) -> ScoreRow:
+    """The committee's uncertainty on one image, aggregated over its own voxels."""
+    device = next(committee.parameters()).device
+    committee.eval()
+    with Bottleneck(committee) as bottleneck:
+        stacked = sliding_window(task, lambda x: particle_moments(committee, x), prepared.image.to(device))
+    found = maps(stacked.unsqueeze(0))
+    reduce: Callable[[Tensor], float] = (
+        (lambda values: float(values.double().mean()))
+        if task.aggregate == "mean"
+        else (lambda values: float(values.double().sum()))
+    )
+    mean = found.mean[0]
+    return ScoreRow(
+        image=prepared.id,
+        entropy=reduce(found.entropy),
+        expected_entropy=reduce(found.expected_entropy),
+        jsd=reduce(found.jsd),
+        variance=reduce(found.variance),
+        details={
+            "volume_voxels": {
+                name: int((mean.argmax(dim=0) == value).sum()) for value, name in enumerate(task.labels, start=1)
+            },
+            "class_entropy": {
+                name: reduce(mean[value] * found.entropy[0]) for value, name in enumerate(task.labels, start=1)
+            },
+        },
+        features=bottleneck.features(),
+    )
+
+
+class Bottleneck:
+    """Collects the spatial mean of every particle's bottleneck while the committee runs.
+
+    The bottleneck is the module whose output has the fewest voxels, the last of them in the order of execution.
+    """
+
+    def __init__(self, committee: Committee) -> None:
+        self.committee = committee
+        self.sum: Tensor | None = None
+        self.calls = 0
+        self.smallest: Tensor | None = None
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> "Bottleneck":
+        for particle in self.committee.particles:
+            for module in particle.modules():
+                if not list(module.children()):
+                    self.handles.append(module.register_forward_hook(self._output))
+            self.handles.append(particle.register_forward_hook(self._particle))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _output(self, _module: torch.nn.Module, _inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 5:
+            return
+        if self.smallest is None or output[0, 0].numel() <= self.smallest[0, 0].numel():
+            self.smallest = output
+
+    def _particle(self, _module: torch.nn.Module, _inputs: object, _output: object) -> None:
+        assert self.smallest is not None
+        pooled = self.smallest.float().mean(dim=(2, 3, 4)).sum(dim=0)
+        self.sum = pooled if self.sum is None else self.sum + pooled
+        self.calls += self.smallest.shape[0]
+        self.smallest = None
+
+    def features(self) -> NDArray[np.float32]:
+        """(F,), the mean over particles and windows."""
+        assert self.sum is not None, "the committee has not run yet"
+        vector: NDArray[np.float32] = (self.sum / self.calls).cpu().numpy()
+        return vector

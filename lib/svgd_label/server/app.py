@@ -1,0 +1,162 @@
+"""The MONAI Label app: says which tasks there are, and what happens at start and when a label is saved."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.random import Random
+
+import svgd_label
+from svgd_label import acquisition
+from svgd_label.active_step import refresh_ranking, write_first_order
+from svgd_label.errors import UserError
+from svgd_label.inference import segment
+from svgd_label.pool import Database, OutdatedVersion, Pool
+from svgd_label.server import routes
+from svgd_label.server.committees import Committees
+from svgd_label.server.conf import Conf
+from svgd_label.server.datastore import SafeDatastore
+from svgd_label.server.infer import SVGDInfer
+from svgd_label.server.scoring import EntropyMI, paths
+from svgd_label.server.strategy import SVGDStrategy
+from svgd_label.server.trainer import SVGDTrainer
+
+logger = logging.getLogger(__name__)
+
+MODEL = "svgd"
+SCORING = "entropy_mi"
+
+
+class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
+    """Active learning with a committee trained by SVGD."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        try:
+            self.settings = Conf.read(conf or {})
+            self.task = self.settings.load_task()
+            if studies.startswith(("http://", "https://")):
+                raise UserError(f"{studies}: this version serves a folder of images, not a DICOMweb server")
+            state = (self.settings.state or Path(studies) / ".svgd").expanduser().absolute()
+            database = Database(state, task=self.task.name)
+            self.pool = Pool(
+                database,
+                validation=self.task.validation,
+                max_frequency=self.task.max_frequency,
+                lease_minutes=self.settings.lease,
+            )
+            self.committees = Committees(self.pool, self.task, state / "committees")
+            if self.settings.initial == "shipped":
+                self.committees.adopt_shipped()
+            super().__init__(
+                app_dir=app_dir,
+                studies=studies,
+                conf=conf,
+                name=f"SVGD Label: {self.task.name}",
+                description=self.task.description or "Active learning with a committee trained by SVGD",
+                version=svgd_label.__version__,
+                labels=list(self.task.labels),
+            )
+        except UserError as error:
+            logger.error("cannot start: %s", error)
+            raise SystemExit(f"Error: {error}") from None
+        # A next-sample request reads and never computes; what is to be scored is seen at start and by the watcher.
+        self._auto_update_scoring = False
+        self._refreshing = threading.Lock()
+
+    def init_datastore(self) -> Datastore:
+        """The store that cannot lose a label."""
+        return SafeDatastore(
+            self.studies,
+            state=self.pool.database.folder,
+            pool=self.pool,
+            task=self.task,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """The pre-segmentation."""
+        return {MODEL: SVGDInfer(self.committees)}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """The committee's trainer."""
+        return {MODEL: SVGDTrainer(self.committees, self.settings)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Ours first, because viewers preselect the first; the stock random for comparison."""
+        return {MODEL: SVGDStrategy(self.pool, self.settings.strategy), "random": Random()}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """Scores for the whole pool."""
+        return {SCORING: EntropyMI(self.committees, self.settings)}
+
+    def on_init_complete(self) -> None:
+        """In the server, once: routes, warm-up, and whatever a killed server left unscored."""
+        from monailabel.app import app  # the module that is just being started; earlier it would start itself
+
+        routes.install(app)
+        super().on_init_complete()
+        self._in_background(self._warm_up)
+        self._in_background(self._catch_up)
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """A new label changes the similarity to the labelled set at once; picks stay until the next training."""
+        logger.info("label saved: %s", image_id)
+        self._in_background(self._refresh)
+
+    def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
+        """As MONAI Label's, except that the end of a training asks for nothing: it has scored already."""
+        return super().async_scoring(method, params) if self._server_mode else {}
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Exception:  # a thread that dies in silence leaves a server that looks healthy
+                logger.exception("%s failed", work.__name__.strip("_"))
+
+        threading.Thread(target=run, name=work.__name__.strip("_"), daemon=True).start()
+
+    def _warm_up(self) -> None:
+        """Reads the committee and runs it once, so that the first request is as quick as the second."""
+        with self.committees.lock:
+            current = self.committees.current()
+            first = next(iter(self.pool.pool_images()), None)
+            if current is not None and first is not None:
+                segment(self.task, current.committee, self._datastore.get_image_uri(first))
+        logger.info("warmed up with %s", f"model version {current.version}" if current else "no committee yet")
+
+    def _catch_up(self) -> None:
+        """The order before scores, and a scoring run where the newest version has not scored everything."""
+        if self.pool.ranking_version() is None:
+            write_first_order(self.pool, self.task, paths(self._datastore, self.pool))
+        version = self.pool.model_version()
+        if version is not None and (
+            self.pool.ranking_version() != version or set(self.pool.pool_images()) - self.pool.scored_images(version)
+        ):
+            logger.info("model version %d has not scored everything: scoring starts", version)
+            super().async_scoring(SCORING)
+
+    def _refresh(self) -> None:
+        version = self.pool.ranking_version()
+        if version is None:
+            return
+        with self._refreshing:
+            try:
+                refresh_ranking(
+                    self.pool,
+                    self.task,
+                    version=version,
+                    strategy=acquisition.strategy(self.settings.strategy),
+                    seed=self.settings.seed,
+                )
+            except OutdatedVersion as error:  # a training's own ranking has come in between, and is newer
+                logger.info("ranking not refreshed: %s", error)

@@ -1,0 +1,198 @@
+"""The trainer task ``svgd``: what is saved is trained on, published as a model version, and scored before it ends."""
+
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import torch
+from fastapi import HTTPException
+from ignite.engine import Engine
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.train import TrainTask
+
+from svgd_label import acquisition, checkpoint
+from svgd_label.active_step import score_pool
+from svgd_label.device import default_device
+from svgd_label.errors import UserError
+from svgd_label.server.committees import Committees
+from svgd_label.server.conf import Conf
+from svgd_label.server.requests import TrainRequest
+from svgd_label.server.scoring import log_scoring, paths, scoring_limit
+from svgd_label.training import Case, Progress, train
+
+logger = logging.getLogger(__name__)
+
+
+class SVGDTrainer(TrainTask):  # type: ignore[misc]
+    """Trains the committee on the saved labels. MONAI Label runs it in a process of its own."""
+
+    def __init__(self, committees: Committees, conf: Conf) -> None:
+        super().__init__("Committee trained jointly by Stein variational gradient descent")
+        self.committees, self.conf = committees, conf
+        self.stats_file = committees.pool.database.folder / "train_stats.json"
+
+    def config(self) -> dict[str, Any]:
+        """What the viewers offer to change. A list is a choice whose first entry is the default."""
+        task = self.committees.task
+        return {
+            "pretrained": True,
+            "steps": task.steps,
+            "batch": task.batch,
+            "learning_rate": task.learning_rate,
+            "max_minutes": task.max_minutes,
+            "device": ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])],
+            "tracking": ["none", "mlflow"],
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """The last training's progress, as the viewers read it; empty before the first."""
+        try:
+            stats: dict[str, Any] = json.loads(self.stats_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet; a damaged one must not take every endpoint with it
+            return {}
+        return stats
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Trains, publishes, scores; returns the final stats.
+
+        Raises:
+            HTTPException: 400 for a wrong parameter, or where there is nothing to train on.
+        """
+        try:
+            return self._run(TrainRequest.read(request), datastore)
+        except UserError as error:
+            self._write_stats({**self.stats(), "status": "failed", "error": str(error)})
+            raise HTTPException(400, str(error)) from error
+
+    def _run(self, request: TrainRequest, datastore: Datastore) -> dict[str, Any]:
+        pool = self.committees.pool
+        task = self.committees.task.model_copy(update=request.task_fields())
+        seed = self.conf.seed if request.seed is None else request.seed
+        device = default_device() if request.device == "auto" else torch.device(request.device)
+        version = pool.next_version()
+        warm = self.committees.current() if request.pretrained and task.warm_start else None
+        committee = warm.committee if warm else checkpoint.new_committee(task, seed=seed)
+        committee.to(device)
+
+        cases = [self._case(datastore, case.image, case.frequency) for case in pool.training_list()]
+        validation = [self._case(datastore, image, 1) for image in pool.validation_list()]
+        logger.info(
+            "training model version %d from %s: %d labelled images, %d with repetition, %d for validation, %d steps",
+            version, f"version {warm.version}" if warm else "random weights", len(cases),
+            sum(case.frequency for case in cases), len(validation), task.steps,
+        )  # fmt: skip
+        stats: dict[str, Any] = {
+            "version": version,
+            "started": time.time(),
+            "training_list": {case.id: case.frequency for case in cases},
+            "validation_list": [case.id for case in validation],
+            "status": "training",
+        }
+        report = _StatsReport(stats, self._write_stats)
+        result = train(
+            task,
+            cases,
+            committee,
+            seed=seed + version,
+            validation=validation,
+            on_progress=report,
+            max_minutes=task.max_minutes,
+            log_folder=pool.database.folder / "tensorboard" / f"{version:05d}",
+            attach=self._tracking(request) if request.tracking == "mlflow" else None,
+        )
+        for image, reason in result.unusable.items():
+            pool.mark_unusable(image, reason)
+        file = self.committees.file(version)
+        checkpoint.save(file, committee, task, version=version)
+        pool.publish(
+            version,
+            file,
+            {
+                "steps": result.steps,
+                "seconds": round(result.seconds, 1),
+                "loss": result.loss,
+                "distance": result.distance,
+                "validation_dice": result.validation_dice,
+                "labelled": len(cases) + len(validation),
+                "unusable": result.unusable,
+                "stopped_early": result.stopped_early,
+            },
+        )
+        self.committees.prune()
+        logger.info("model version %d is published", version)
+        self._write_stats({**stats, "status": "scoring"})
+        strategy = acquisition.strategy(self.conf.strategy)
+        scoring = score_pool(
+            pool,
+            task,
+            committee,
+            paths(datastore, pool),
+            version=version,
+            strategy=strategy,
+            seed=self.conf.seed,
+            limit=scoring_limit(self.conf, device),
+        )
+        log_scoring(scoring)
+        stats |= {"status": "done", "unusable": {**result.unusable, **scoring.unusable}, "ended": time.time()}
+        self._write_stats(stats)
+        return stats
+
+    def _case(self, datastore: Datastore, image: str, frequency: int) -> Case:
+        label = datastore.get_label_uri(image, DefaultLabelTag.FINAL)
+        return Case(image, datastore.get_image_uri(image), label, frequency)
+
+    def _tracking(self, request: TrainRequest) -> Any:
+        from monai.handlers import MLFlowHandler  # seconds to import, and only here when it is asked for
+
+        folder = self.committees.pool.database.folder
+        # MLflow 3 refuses the file store that MONAI Label would take.
+        uri = request.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
+
+        def attach(engine: Engine) -> None:
+            MLFlowHandler(
+                tracking_uri=uri,
+                experiment_name=self.committees.task.name,
+                output_transform=lambda output: output["loss"],
+                close_on_complete=True,
+                artifacts=None,
+            ).attach(engine)
+
+        return attach
+
+    def _write_stats(self, stats: dict[str, Any]) -> None:
+        temporary = self.stats_file.with_name(f".{self.stats_file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(stats), encoding="utf-8")
+        temporary.replace(self.stats_file)
+
+
+class _StatsReport:
+    """Turns a training's progress into the statistics that the viewers read, and into a line of the log."""
+
+    def __init__(self, stats: dict[str, Any], write: Any) -> None:
+        self.stats, self.write = stats, write
+        self.logged = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        dice = progress.validation_dice
+        mean = sum(dice) / len(dice) if dice else None
+        self.stats |= {
+            # The names that the OHIF panel and the Slicer module read.
+            "epoch": progress.epoch,
+            "total_epochs": progress.epochs,
+            "best_metric": None if mean is None else round(mean, 4),
+            "step": progress.step,
+            "steps": progress.steps,
+            "loss": progress.loss,
+            "validation_dice": dice,
+            "distance_between_particles": progress.distance,
+            "seconds_left": round(progress.seconds_left),
+        }
+        self.write(self.stats)
+        if time.monotonic() - self.logged >= 10:
+            self.logged = time.monotonic()
+            logger.info(
+                "step %d of %d: loss %.4f, distance between particles %.2f, about %d s left",
+                progress.step, progress.steps, progress.loss, progress.distance, progress.seconds_left,
+            )  # fmt: skip

@@ -1,0 +1,269 @@
+"""Training: the one engine, a MONAI trainer whose iteration runs every particle and then takes one SVGD step."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import Dataset, ThreadDataLoader, list_data_collate
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
+from monai.utils import CommonKeys as Keys
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import RandomSampler
+
+from svgd_label.device import training_autocast
+from svgd_label.errors import UserError
+from svgd_label.images import ImageError
+from svgd_label.inference import evaluate
+from svgd_label.likelihood import dice_log_likelihood
+from svgd_label.svgd import SVGD, Committee
+from svgd_label.tasks import Task
+from svgd_label.tasks.transforms import prepare_case, training_transforms
+
+logger = logging.getLogger(__name__)
+
+EPOCHS = 5
+"""Parts of a training after which the validation cases are segmented and a line is reported."""
+
+
+class TrainingError(UserError):
+    """A training that cannot start; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled image: files, and how often it stands in the training list."""
+
+    id: str
+    image: str
+    label: str
+    frequency: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    """Mean over particles of minus the log-likelihood of the last batch."""
+    distance: float
+    """Mean distance between particles in weight space."""
+    validation_dice: tuple[float, ...] | None
+    """Per structure, mean over the validation cases, at the end of the last part; None without any."""
+    seconds_left: float
+
+
+@dataclass
+class TrainingResult:
+    """What a training did. ``unusable`` maps the ids of cases that were passed over to the reason."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+    distance: float = 0.0
+    validation_dice: tuple[float, ...] | None = None
+    unusable: dict[str, str] = field(default_factory=dict)
+    stopped_early: bool = False
+
+
+def train(
+    task: Task,
+    cases: Sequence[Case],
+    committee: Committee,
+    *,
+    seed: int,
+    validation: Sequence[Case] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+    max_minutes: float | None = None,
+    log_folder: Path | None = None,
+    attach: Callable[[Engine], None] | None = None,
+) -> TrainingResult:
+    """Trains a committee in place for ``task.steps`` steps of ``task.batch`` windows.
+
+    A case stands ``frequency`` times in the training list; a case that cannot be used is passed over and named.
+    The committee is the one at the end: validation is reported, it chooses nothing.
+
+    Args:
+        committee: on the device it shall be trained on.
+        seed: of the order of cases and of all random transforms.
+        on_progress: called after every step's report, about once a second, and at the end of each part.
+        max_minutes: a safety stop, logged when it strikes.
+        log_folder: where TensorBoard events go.
+        attach: gets the ignite engine before it runs, to add further handlers.
+
+    Raises:
+        TrainingError: no case can be used.
+    """
+    result = TrainingResult()
+    prepared, indices = _prepare(task, cases, result)
+    if not prepared:
+        raise TrainingError("there is no labelled image to train on: save a label first")
+    device = next(committee.parameters()).device
+    transforms = training_transforms(task)
+    transforms.set_random_state(seed)
+    # A permutation of the list after another, until every step has its batch.
+    sampler = RandomSampler(indices, num_samples=task.steps * task.batch, generator=torch.Generator().manual_seed(seed))
+    loader = ThreadDataLoader(
+        Dataset([prepared[index] for index in indices], transforms),
+        buffer_size=2,
+        batch_size=task.batch,
+        sampler=sampler,
+        num_workers=0,
+        collate_fn=list_data_collate,
+    )
+    optimizer = SVGD(
+        getattr(torch.optim, task.optimizer)(committee.parameters(), lr=task.learning_rate),
+        committee.trainable(),
+        bandwidth=task.bandwidth,
+        prior_std=task.prior_std,
+    )
+    epochs = min(EPOCHS, task.steps)
+    trainer = SupervisedTrainer(
+        device=device,
+        max_epochs=epochs,
+        epoch_length=-(-task.steps // epochs),
+        train_data_loader=loader,
+        network=committee,
+        optimizer=optimizer,
+        loss_function=lambda logits, labels: (
+            -dice_log_likelihood(logits, labels, form=task.likelihood, temperature=task.temperature)
+        ),
+        iteration_update=_svgd_iteration,
+    )
+    if task.schedule == "cosine":
+        schedule = CosineAnnealingLR(optimizer, T_max=task.steps)
+        LrScheduleHandler(schedule, print_lr=False, epoch_level=False).attach(trainer)  # type: ignore[arg-type]
+    if log_folder is not None:
+        events = TensorBoardStatsHandler(
+            log_dir=str(log_folder), tag_name="loss", output_transform=lambda output: output[Keys.LOSS]
+        )
+        events.attach(trainer)
+    _Reporter(task, committee, validation, result, on_progress, max_minutes, log_folder).attach(trainer)
+    if attach is not None:
+        attach(trainer)
+    trainer.run()
+    return result
+
+
+def _prepare(
+    task: Task, cases: Sequence[Case], result: TrainingResult
+) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
+    """The cases that can be used, read once, and the training list as indices into them, repeated by frequency."""
+    prepared: list[dict[str, torch.Tensor]] = []
+    indices: list[int] = []
+    for case in cases:
+        try:
+            sample = prepare_case(task, case.image, case.label)
+        except ImageError as error:
+            logger.warning("passed over in training: %s", error)
+            result.unusable[case.id] = str(error)
+            continue
+        indices += [len(prepared)] * case.frequency
+        prepared.append(sample)
+    return prepared, indices
+
+
+def _svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Forward and backward one particle at a time, so that one graph is alive, then one joint step."""
+    images = batch[Keys.IMAGE].to(engine.state.device, memory_format=torch.channels_last_3d)
+    labels = batch[Keys.LABEL].to(engine.state.device)
+    committee: Committee = engine.network
+    committee.train()
+    engine.optimizer.zero_grad(set_to_none=True)
+    losses = []
+    for particle in committee.particles:
+        with training_autocast(images.device):
+            logits = particle(images)
+        loss = engine.loss_function(logits, labels)
+        loss.backward()
+        losses.append(loss.detach())
+    engine.optimizer.step()
+    return {Keys.LOSS: torch.stack(losses).mean().item()}
+
+
+class _Reporter:
+    """Progress, validation at the end of each part, and the safety stop, as one ignite handler."""
+
+    def __init__(
+        self,
+        task: Task,
+        committee: Committee,
+        validation: Sequence[Case],
+        result: TrainingResult,
+        on_progress: Callable[[Progress], None] | None,
+        max_minutes: float | None,
+        log_folder: Path | None,
+    ) -> None:
+        self.task, self.committee, self.validation, self.result = task, committee, validation, result
+        self.on_progress, self.max_minutes, self.log_folder = on_progress, max_minutes, log_folder
+        self.started = self.reported = time.monotonic()
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._part)
+
+    def _step(self, engine: Engine) -> None:
+        now = time.monotonic()
+        self.result.steps = engine.state.iteration
+        self.result.seconds = now - self.started
+        output: Any = engine.state.output
+        self.result.loss = float(output[Keys.LOSS])
+        if self.max_minutes is not None and now - self.started > self.max_minutes * 60:
+            logger.warning(
+                "training stopped after %d of %d steps: the limit of %g minutes is reached",
+                engine.state.iteration, self.task.steps, self.max_minutes,
+            )  # fmt: skip
+            self.result.stopped_early = True
+            engine.terminate()
+        elif now - self.reported >= 1:
+            self._report(engine)
+
+    def _part(self, engine: Engine) -> None:
+        if self.validation:
+            scores = evaluate(self.task, self.committee, [(case.image, case.label) for case in self.validation])
+            self.result.validation_dice = tuple(np.nanmean(np.asarray(scores), axis=0).tolist())
+        self._report(engine)
+        logger.info(
+            "step %d of %d: loss %.4f, distance between particles %.3f%s",
+            self.result.steps, self.task.steps, self.result.loss, self.result.distance,
+            "" if self.result.validation_dice is None
+            else ", validation Dice " + ", ".join(
+                f"{name} {value:.3f}" for name, value in zip(self.task.labels, self.result.validation_dice, strict=True)
+            ),
+        )  # fmt: skip
+        if self.log_folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds to import
+
+            with SummaryWriter(str(self.log_folder)) as writer:
+                writer.add_scalar("distance_between_particles", self.result.distance, self.result.steps)
+                for name, value in zip(self.task.labels, self.result.validation_dice or (), strict=False):
+                    writer.add_scalar(f"validation_dice/{name}", value, self.result.steps)
+
+    def _report(self, engine: Engine) -> None:
+        self.reported = time.monotonic()
+        self.result.distance = self.committee.mean_distance()
+        if self.on_progress is None:
+            return
+        step = engine.state.iteration
+        self.on_progress(
+            Progress(
+                step=step,
+                steps=self.task.steps,
+                epoch=engine.state.epoch,
+                epochs=engine.state.max_epochs or 1,
+                loss=self.result.loss,
+                distance=self.result.distance,
+                validation_dice=self.result.validation_dice,
+                seconds_left=(self.reported - self.started) / step * max(0, self.task.steps - step),
+            )
+        )

@@ -1,0 +1,82 @@
+"""Entropy and its siblings: from the particles' probabilities to maps per voxel, in nats."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def entropy(probabilities: Tensor, dim: int) -> Tensor:
+    """Shannon entropy -sum_c p_c log p_c in nats along ``dim``, with 0 log 0 = 0.
+
+    Of the particle average this is the committee's uncertainty (Nath et al. 2020, section III).
+
+    Args:
+        probabilities: any shape, non-negative and summing to 1 along ``dim``.
+        dim: the class axis, which the result has no longer.
+    """
+    # xlogy is 0 where p is 0; the clamp removes the -0.0 and the last bit below 0 of a certain voxel.
+    return -torch.xlogy(probabilities, probabilities).sum(dim=dim).clamp(max=0)
+
+
+@dataclass
+class ParticleMoments:
+    """Running sums over particles, from which every map follows without holding M volumes.
+
+    Each map has the shape (B, *spatial). ``add`` takes one particle's probabilities, (B, C, *spatial).
+    """
+
+    count: int = 0
+    total: Tensor | None = None
+    squares: Tensor | None = None
+    entropies: Tensor | None = None
+
+    def add(self, probabilities: Tensor) -> None:
+        """Takes in one particle."""
+        self.count += 1
+        if self.total is None or self.squares is None or self.entropies is None:
+            self.total = probabilities.clone()
+            self.squares = probabilities.square()
+            self.entropies = entropy(probabilities, dim=1)
+        else:
+            self.total += probabilities
+            self.squares += probabilities.square()
+            self.entropies += entropy(probabilities, dim=1)
+
+    def stacked(self) -> Tensor:
+        """Mean probabilities, mean square summed over classes, mean entropy: (B, C + 2, *spatial).
+
+        One tensor, because that is what a sliding window can stitch; :func:`maps` takes it apart again.
+        """
+        assert self.total is not None and self.squares is not None and self.entropies is not None
+        mean = self.total / self.count
+        squares = self.squares.sum(dim=1, keepdim=True) / self.count
+        return torch.cat([mean, squares, self.entropies.unsqueeze(1) / self.count], dim=1)
+
+
+@dataclass(frozen=True)
+class UncertaintyMaps:
+    """What the committee thinks of an image; shapes (B, C, *spatial) for ``mean``, (B, *spatial) for the rest."""
+
+    mean: Tensor
+    entropy: Tensor
+    """Of the particle average, H(mean)."""
+    expected_entropy: Tensor
+    """Mean over particles of each one's own entropy."""
+    jsd: Tensor
+    """Jensen-Shannon divergence with equal weights, H(mean) - mean H, which is BALD (Kuo 2018; Houlsby 2011)."""
+    variance: Tensor
+    """Over particles (1/M), summed over classes."""
+
+
+def maps(stacked: Tensor) -> UncertaintyMaps:
+    """The maps from the stitched sums of :meth:`ParticleMoments.stacked`."""
+    mean, squares, expected = stacked[:, :-2], stacked[:, -2], stacked[:, -1]
+    total = entropy(mean, dim=1)
+    return UncertaintyMaps(
+        mean=mean,
+        entropy=total,
+        expected_entropy=expected,
+        jsd=(total - expected).clamp(min=0),
+        variance=(squares - mean.square().sum(dim=1)).clamp(min=0),
+    )

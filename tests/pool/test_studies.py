@@ -1,0 +1,199 @@
+"""The index follows the files in the folder, whoever puts them there."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from svgd_label.pool import Database, LabelStore, Pool, RankingRow, Studies
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "studies" / "labels" / "final").mkdir(parents=True)
+    return tmp_path / "studies"
+
+
+@pytest.fixture
+def studies(folder: Path, database: Database) -> Studies:
+    return Studies(folder, Pool(database, validation="fifth", max_frequency=10))
+
+
+def put(path: Path, content: str = "image") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def dicom(folder: Path, slices: int = 2) -> None:
+    folder.mkdir()
+    for i in range(slices):
+        (folder / f"{i}.dcm").write_bytes(bytes(128) + b"DICM")
+
+
+def images(studies: Studies) -> list[str]:
+    return studies.pool.pool_images()
+
+
+def test_images_are_files_of_three_kinds_and_folders_of_dicom(studies: Studies, folder: Path) -> None:
+    for name in ("a.nii.gz", "b.nii", "c.nrrd", "notes.txt", ".hidden.nii.gz", "reference/x.nii.gz", "e.png"):
+        put(folder / name)
+    dicom(folder / "d")
+    dicom(folder / "logs")
+    dicom(folder / ".svgd")
+    (folder / "broken.nii.gz").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe.nii")
+    studies.reconcile()
+    assert images(studies) == ["a", "b", "c", "d"]
+    assert studies.image_path("d") == folder / "d"
+    assert studies.image_path("b") == folder / "b.nii"
+    assert studies.image_path("broken") is None
+
+
+def test_of_two_files_with_one_id_one_is_taken_with_a_warning(
+    studies: Studies, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(folder / "a.nii")
+    put(folder / "a.nii.gz")
+    studies.reconcile()
+    studies.reconcile()
+    assert studies.image_path("a") == folder / "a.nii.gz"
+    assert [record.message for record in caplog.records] == [
+        f"{folder / 'a.nii'} is left out: a.nii.gz has the same id."
+    ]
+    (folder / "a.nii.gz").unlink()
+    studies.reconcile()
+    assert studies.image_path("a") == folder / "a.nii"
+
+
+def test_names_that_cannot_be_stored_are_left_out(studies: Studies, folder: Path) -> None:
+    put(folder / "a.nii")
+    (Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.nii"))).write_text("")
+    put(folder / f"{'x' * 240}.nii")
+    studies.reconcile()
+    assert images(studies) == ["a"]
+
+
+def test_nothing_changed_means_nothing_is_written(studies: Studies, folder: Path, database: Database) -> None:
+    put(folder / "a.nii")
+    put(folder / "labels/final/a.nii.gz")
+    dicom(folder / "d")
+    assert studies.reconcile() == 3
+    before = database.connection.total_changes
+    assert studies.reconcile() == 0
+    assert database.connection.total_changes == before
+
+
+def test_labels_found_together_are_decided_by_id_and_count_as_labelled(studies: Studies, folder: Path) -> None:
+    for name in "fedcba":
+        put(folder / f"{name}.nii")
+        put(folder / f"labels/final/{name}.nii.gz")
+    put(folder / "labels/final/of-no-image.nii.gz")
+    put(folder / "labels/original/a.nii.gz")
+    studies.reconcile()
+    assert studies.pool.validation_list() == ["e"]
+    assert studies.pool.labelled() == ["a", "b", "c", "d", "f"]
+    assert studies.label_path("a", "original") == folder / "labels/original/a.nii.gz"
+
+
+def test_a_label_that_goes_takes_its_frequency_along(studies: Studies, folder: Path) -> None:
+    put(folder / "a.nii")
+    put(folder / "labels/final/a.nrrd")
+    studies.reconcile()
+    assert studies.label_path("a", "final") == folder / "labels/final/a.nrrd"
+    (folder / "labels/final/a.nrrd").unlink()
+    studies.reconcile()
+    assert studies.pool.training_list() == []
+    assert studies.label_path("a", "final") is None
+
+
+def test_a_share_that_drops_out_costs_nothing(studies: Studies, folder: Path, tmp_path: Path) -> None:
+    for name in "abcde":
+        put(folder / f"{name}.nii")
+        put(folder / f"labels/final/{name}.nii.gz")
+    studies.reconcile()
+    studies.pool.replace_ranking(1, [RankingRow("a")])
+    studies.pool.acquire(1, "entropy_mi", 1)
+    before = studies.pool.training_list(), studies.pool.validation_list()
+    folder.rename(tmp_path / "away")
+    studies.reconcile()
+    folder.mkdir()
+    studies.reconcile()
+    assert images(studies) == []
+    assert studies.pool.training_list() == []
+    shutil.rmtree(folder)
+    (tmp_path / "away").rename(folder)
+    studies.reconcile()
+    assert (studies.pool.training_list(), studies.pool.validation_list()) == before
+    assert before[0][0].frequency == 2
+
+
+def test_another_file_under_the_same_name_is_another_image(studies: Studies, folder: Path) -> None:
+    put(folder / "a.nii")
+    studies.reconcile()
+    studies.pool.mark_unusable("a", "truncated")
+    put(folder / "a.nii", "a whole image")
+    studies.reconcile()
+    assert images(studies) == ["a"]
+
+
+def test_the_old_index_is_read_once_and_left_alone(studies: Studies, folder: Path) -> None:
+    put(folder / "a.nii")
+    put(folder / "labels/final/a.nii.gz")
+    objects = {
+        "a": {"image": {"ext": ".nii", "info": {"note": 1}}, "labels": {"final": {"ext": "", "info": {"by": "anna"}}}},
+        "gone": {"image": {"ext": ".nii", "info": {}}, "labels": {}},
+    }
+    file = folder / "datastore_v2.json"
+    file.write_text(json.dumps({"name": "hips", "description": "many", "objects": objects}))
+    content = file.read_bytes()
+    studies.reconcile()
+    studies.import_index(file)
+    rows = [
+        json.loads(studies.database.connection.execute(f"SELECT info FROM {table}").fetchone()[0])
+        for table in ("images", "labels")
+    ]
+    assert rows[0]["note"] == 1
+    assert rows[1]["by"] == "anna"
+    assert studies.database.get("name") == "hips"
+    studies.update_info("a", {"note": 2})
+    studies.import_index(file)
+    assert json.loads(studies.database.connection.execute("SELECT info FROM images").fetchone()[0])["note"] == 2
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"objects": {"a": 3}}', '{"objects": []}'])
+def test_half_an_old_index_is_named_and_left_alone(
+    studies: Studies, folder: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = folder / "datastore_v2.json"
+    file.write_text(content)
+    with caplog.at_level(logging.WARNING):
+        studies.import_index(file)
+    assert "datastore_v2.json cannot be read" in caplog.text
+
+
+def test_a_label_saved_while_the_folder_is_read_stays(
+    studies: Studies, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save between the reading of the folder and the taking over of what differs must not be undone."""
+    put(folder / "a.nii")
+    studies.reconcile()
+    store = LabelStore(studies)
+    check: Callable[..., int] = studies.check
+
+    def save_first(*arguments: object) -> int:
+        file = store.incoming("final")
+        file.write_text("label")
+        store.save("a", "final", file, info={}, client=None, model_version=None)
+        return check(*arguments)
+
+    monkeypatch.setattr(studies, "check", save_first)
+    put(folder / "b.nii")
+    studies.reconcile()
+    assert studies.pool.labelled() == ["a"]
+    assert len(store.versions("a")) == 1
+    assert images(studies) == ["a", "b"]

@@ -1,0 +1,384 @@
+"""The datastore behaves as MONAI Label's endpoints expect, and answers with sentences where something is wrong."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from fastapi import HTTPException
+
+from svgd_label.pool import Database, Pool, RankingRow
+from svgd_label.server.datastore import SafeDatastore
+from svgd_label.tasks import Task
+
+TASK = Task(name="hips", labels=("anterior", "posterior"), window=(16, 16, 16))
+SHAPE = (8, 9, 10)
+AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+INFO = {"label_info": [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}], "client_id": "anna"}
+
+
+def write(path: Path, array: np.ndarray[Any, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE), path)
+    return path
+
+
+def values(seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
+
+
+def stored(path: str | Path) -> np.ndarray[Any, Any]:
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, image in enumerate("abc"):
+        write(tmp_path / "my studies" / f"{image}.nii.gz", np.full(SHAPE, number, np.int16))
+    return tmp_path / "my studies"
+
+
+@pytest.fixture
+def open_store(folder: Path) -> Iterator[Callable[..., SafeDatastore]]:
+    opened: list[SafeDatastore] = []
+
+    def open_it(auto_reload: bool = False) -> SafeDatastore:
+        state = folder / ".svgd"
+        pool = Pool(Database(state, task=TASK.name), validation="fifth", max_frequency=10)
+        opened.append(SafeDatastore(folder, state=state, pool=pool, task=TASK, auto_reload=auto_reload))
+        return opened[-1]
+
+    yield open_it
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., SafeDatastore]) -> SafeDatastore:
+    return open_store()
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    return write(tmp_path / "upload.nii.gz", values())
+
+
+def refusal(status: int, call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(HTTPException) as caught:
+        call(*arguments)
+    assert caught.value.status_code == status
+    return str(caught.value.detail)
+
+
+def eventually(fact: Callable[[], bool]) -> None:
+    """Watching takes a moment; how long is not what is tested."""
+    for _ in range(200):
+        if fact():
+            return
+        time.sleep(0.1)
+    assert fact()
+
+
+def test_a_saved_label_is_the_label(store: SafeDatastore, upload: Path, folder: Path) -> None:
+    assert store.get_unlabeled_images() == ["a", "b", "c"]
+    assert store.save_label("a", str(upload), "final", dict(INFO)) == "a"
+    assert store.get_label_uri("a", "final") == str(folder / "labels/final/a.nii.gz")
+    assert np.array_equal(stored(store.get_label_uri("a", "final")), values())
+    assert store.get_labeled_images() == ["a"]
+    assert store.get_unlabeled_images() == ["b", "c"]
+    assert store.get_labels_by_image_id("a") == {"final": "a"}
+    assert store.get_label_by_image_id("a", "final") == "a"
+    info = store.get_label_info("a", "final")
+    assert (info["client_id"], info["name"], info["ignored"]) == ("anna", "a.nii.gz", [])
+    assert store.status() == {"total": 3, "completed": 1, "label_tags": {"final": 1}}
+    assert store.datalist() == [{"image": str(folder / "a.nii.gz"), "label": str(folder / "labels/final/a.nii.gz")}]
+    assert store.datalist(full_path=False) == [{"image": "a.nii.gz", "label": "labels/final/a.nii.gz"}]
+    label = store.get_label("a", "final")
+    assert label is not None
+    assert label.read() == (folder / "labels/final/a.nii.gz").read_bytes()
+    assert store.labels.versions("a")[0].client == "anna"
+
+
+def test_names_decide_not_values(store: SafeDatastore, tmp_path: Path) -> None:
+    only_posterior = write(tmp_path / "p.nii.gz", (values() > 1).astype(np.uint8))
+    info = {"label_info": [{"name": " Posterior ", "idx": 1}]}
+    store.save_label("a", str(only_posterior), "final", info)
+    assert np.array_equal(stored(store.get_label_uri("a", "final")), 2 * (values() > 1))
+
+
+def test_a_pre_segmentation_of_our_own_needs_no_names(store: SafeDatastore, upload: Path) -> None:
+    store.save_label("a", str(upload), "original", {"model": "svgd", "params": {"dice": np.float32(0.5)}})
+    assert store.status()["label_tags"] == {"original": 1}
+    assert store.get_labeled_images() == []
+    assert store.labels.versions("a") == []
+
+
+def test_a_label_that_does_not_fit_is_refused_and_kept(store: SafeDatastore, tmp_path: Path, upload: Path) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    small = write(tmp_path / "small.nii.gz", np.ones((2, 2, 2), np.uint8))
+    sentence = refusal(400, store.save_label, "a", str(small), "final", dict(INFO))
+    assert "2 x 2 x 2" in sentence
+    (kept,) = (store.pool.database.folder / "refused").iterdir()
+    assert kept.name in sentence
+    assert kept.read_bytes() == small.read_bytes()
+    assert np.array_equal(stored(store.get_label_uri("a", "final")), values())
+
+
+def test_a_correction_keeps_both_versions_and_what_it_corrects(
+    store: SafeDatastore, upload: Path, tmp_path: Path
+) -> None:
+    store.pool.inferred("a", 3)
+    store.save_label("a", str(upload), "final", dict(INFO))
+    store.save_label("a", str(write(tmp_path / "v2.nii.gz", values(1))), "final", {**INFO, "model_version": 4})
+    versions = store.labels.versions("a")
+    assert [v.model_version for v in versions] == [3, 4]
+    assert np.array_equal(stored(versions[0].file), values(0))
+    assert np.array_equal(stored(versions[1].file), values(1))
+
+
+def test_deleting_a_label(store: SafeDatastore, upload: Path) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    store.remove_label("a", "final")
+    assert store.get_label_uri("a", "final") == ""
+    assert store.pool.training_list() == []
+    assert len(store.labels.versions("a")) == 1
+    assert "no label a" in refusal(404, store.remove_label, "a", "final")
+
+
+def test_unknown_images(store: SafeDatastore, upload: Path) -> None:
+    assert store.get_image_uri("nowhere") == ""
+    assert store.get_image("nowhere") is None
+    assert store.get_image_info("nowhere") == {}
+    assert store.get_label_uri("nowhere", "final") == ""
+    assert "no image nowhere" in refusal(404, store.save_label, "nowhere", str(upload), "final", {})
+    assert "no image nowhere" in refusal(404, store.remove_image, "nowhere")
+    assert "no image nowhere" in refusal(404, store.update_image_info, "nowhere", {})
+    assert "no label nowhere" in refusal(404, store.update_label_info, "nowhere", "final", {})
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "..", ".svgd", "a\0", "a/b", "", "x" * 300, "a\\b", 3, None])
+def test_path_tricks(store: SafeDatastore, upload: Path, name: Any) -> None:
+    for call in (store.get_image_uri, store.get_image_info, store.get_image, store.remove_image):
+        refusal(404, call, name)
+    refusal(404, store.save_label, name, str(upload), "final", {})
+    refusal(404, store.save_label, "a", str(upload), name, {})
+    refusal(404, store.get_label_uri, "a", name)
+    refusal(404, store.get_label_info, name, "final")
+    if name:  # without a name the file's own is taken
+        refusal(404, store.add_image, name, str(upload), {})
+
+
+@pytest.mark.parametrize("info", [[], "text", 3])
+def test_parameters_of_the_wrong_type(store: SafeDatastore, upload: Path, info: Any) -> None:
+    refusal(400, store.update_image_info, "a", info)
+    if info:
+        refusal(400, store.save_label, "a", str(upload), "final", info)
+    refusal(400, store.save_label, "a", str(upload), "final", {"label_info": info or 5})
+
+
+def test_infos_are_merged_and_the_pool_is_seen(store: SafeDatastore, folder: Path) -> None:
+    store.update_image_info("a", {"strategy": {"svgd": {"ts": 1}}})
+    store.update_image_info("a", {"note": "x", "labelled": "a client's own word"})
+    store.pool.replace_ranking(2, [RankingRow("b"), RankingRow("a", 0.5, 0.25, 0.125)])
+    store.pool.flag("a", "motion")
+    info = store.get_image_info("a")
+    assert (info["note"], info["strategy"]["svgd"]["ts"], info["path"]) == ("x", 1, str(folder / "a.nii.gz"))
+    assert (info["rank"], info["score"], info["entropy"], info["mutual_information"]) == (2, 0.5, 0.25, 0.125)
+    assert (info["labelled"], info["flagged"], info["model_version"]) == (False, "motion", 2)
+    everything = store.json()
+    assert everything["objects"]["a"]["image"]["info"]["flagged"] == "motion"
+    assert everything["objects"].keys() == {"a", "b", "c"}
+    json.dumps(everything)
+
+
+def test_names_of_the_data_set_stay(store: SafeDatastore, open_store: Callable[..., SafeDatastore]) -> None:
+    store.set_name("hips")
+    store.set_description("many hips")
+    assert (open_store().name(), open_store().description()) == ("hips", "many hips")
+
+
+def test_adding_and_removing_images(store: SafeDatastore, tmp_path: Path, upload: Path, folder: Path) -> None:
+    image = write(tmp_path / "tmp123.nii.gz", np.ones(SHAPE, np.int16))
+    assert store.add_image("d", str(image), {"note": 1}) == "d"
+    assert store.add_image("", str(image), {}) == "tmp123"
+    assert store.list_images() == ["a", "b", "c", "d", "tmp123"]
+    assert store.get_image_info("d")["note"] == 1
+    assert "no image" in refusal(400, store.add_image, "e", str(tmp_path / "notes.txt"), {})
+    store.save_label("d", str(upload), "final", dict(INFO))
+    assert store.add_image("d", str(image), {}) == "d"  # the same once more
+    other = write(tmp_path / "other.nii.gz", np.zeros(SHAPE, np.int16))
+    assert "choose another id" in refusal(409, store.add_image, "d", str(other), {})
+    store.remove_image("d")
+    assert store.list_images() == ["a", "b", "c", "tmp123"]
+    assert not (folder / "d.nii.gz").exists()
+    assert not (folder / "labels/final/d.nii.gz").exists()
+    assert len(store.labels.versions("d")) == 1
+
+
+def test_the_archive_holds_what_is_labelled(store: SafeDatastore, upload: Path) -> None:
+    refusal(404, store.get_dataset_archive, None)
+    for image in "ab":
+        store.save_label(image, str(upload), "final", dict(INFO))
+    with zipfile.ZipFile(store.get_dataset_archive(None)) as archive:
+        names = {"image/a.nii.gz", "label/a.nii.gz", "image/b.nii.gz", "label/b.nii.gz", "metadata.json"}
+        assert set(archive.namelist()) == names
+        assert json.loads(archive.read("metadata.json"))["objects"].keys() == {"a", "b", "c"}
+    with zipfile.ZipFile(store.get_dataset_archive(1)) as archive:
+        assert len(archive.namelist()) == 3
+
+
+def test_monai_labels_own_index_is_never_written(store: SafeDatastore, upload: Path, folder: Path) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    store.set_name("x")
+    store.refresh()
+    assert {path.name for path in folder.iterdir()} == {"a.nii.gz", "b.nii.gz", "c.nii.gz", "labels", ".svgd"}
+
+
+def test_monai_labels_own_index_is_taken_over(folder: Path, open_store: Callable[..., SafeDatastore]) -> None:
+    write(folder / "labels/final/b.nii.gz", values())
+    objects = {
+        "b": {
+            "image": {"ext": ".nii.gz", "info": {"ts": 5}},
+            "labels": {"final": {"ext": ".nii.gz", "info": {"client_id": "ben"}}},
+        }
+    }
+    (folder / "datastore_v2.json").write_text(json.dumps({"name": "old", "description": "", "objects": objects}))
+    store = open_store()
+    assert store.name() == "old"
+    assert store.get_image_info("b")["ts"] == 5
+    assert store.get_label_info("b", "final")["client_id"] == "ben"
+    assert store.get_labeled_images() == ["b"]
+
+
+def test_a_damaged_index_is_made_again(
+    store: SafeDatastore,
+    upload: Path,
+    open_store: Callable[..., SafeDatastore],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    path = store.pool.database.path
+    store.pool.database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copytree(folder, folder.parent / "copy")
+    damaged = folder.parent / "copy" / ".svgd" / path.name
+    damaged.write_bytes(b"\0garbage" * 2000)
+    state = damaged.parent
+    with caplog.at_level(logging.WARNING):
+        pool = Pool(Database(state, task=TASK.name), validation="fifth", max_frequency=10)
+        again = SafeDatastore(folder.parent / "copy", state=state, pool=pool, task=TASK, auto_reload=False)
+    assert "made again from the files: 3 images, 1 final labels" in caplog.text
+    assert again.get_labeled_images() == ["a"]
+    assert np.array_equal(stored(again.get_label_uri("a", "final")), values())
+    assert len(again.labels.versions("a")) == 1
+
+
+def test_a_full_disk_is_a_sentence_and_the_old_label_stays(store: SafeDatastore, upload: Path, folder: Path) -> None:
+    """In a process of its own whose files may not grow beyond 200 bytes."""
+    store.save_label("a", str(upload), "final", dict(INFO))
+    before = {path: path.read_bytes() for path in (folder / "labels").rglob("*") if path.is_file()}
+    program = f"""
+import resource, sys
+from pathlib import Path
+from fastapi import HTTPException
+from svgd_label.pool import Database, Pool
+from svgd_label.server.datastore import SafeDatastore
+from svgd_label.tasks import Task
+task = Task(name="hips", labels=("anterior", "posterior"), window=(16, 16, 16))
+folder = Path(sys.argv[1])
+pool = Pool(Database(folder / ".svgd", task="hips"), validation="fifth", max_frequency=10)
+store = SafeDatastore(folder, state=folder / ".svgd", pool=pool, task=task, auto_reload=False)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    store.save_label("a", sys.argv[2], "final", {INFO!r})
+except HTTPException as error:
+    print(error.status_code, error.detail)
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(upload)], capture_output=True, text=True, timeout=300
+    )
+    assert child.stdout.startswith("507 Nothing was stored"), child.stderr
+    assert {path: path.read_bytes() for path in (folder / "labels").rglob("*") if path.is_file()} == before
+
+
+def test_many_threads_save_at_once(store: SafeDatastore, tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(5):
+                seed = 10 * number + turn
+                file = write(tmp_path / f"{seed}.nii.gz", values(seed))
+                store.save_label("abc"[seed % 3], str(file), "final", dict(INFO))
+                store.update_image_info("a", {f"note {seed}": seed})
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(store.labels.versions()) == 20
+    assert len([key for key in store.get_image_info("a") if key.startswith("note")]) == 20
+
+
+def test_what_others_do_in_the_folder_is_noticed(
+    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path
+) -> None:
+    store = open_store(auto_reload=True)
+    write(folder / "dropped.nii.gz", np.ones(SHAPE, np.int16))
+    write(tmp_path / "elsewhere.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "renamed.nii.gz")
+    write(tmp_path / "label.nii.gz", values()).rename(folder / "labels/final/b.nii.gz")
+    write(folder / "labels/second reader/a.nii.gz", values())
+    write(folder / "labels/second/a.nii.gz", values())
+    (folder / "c.nii.gz").unlink()
+    (folder / "series").mkdir()
+    (folder / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    eventually(lambda: store.list_images() == ["a", "b", "dropped", "renamed", "series"])
+    eventually(lambda: store.get_labeled_images() == ["b"])
+    eventually(lambda: store.get_labels_by_image_id("a") == {"second": "a"})
+    assert [case.image for case in store.pool.training_list()] == ["b"]
+    write(folder / "labels/second/b.nii.gz", values())  # in a tag that came after the start
+    eventually(lambda: "second" in store.get_labels_by_image_id("b"))
+    (folder / "labels/final/b.nii.gz").unlink()
+    eventually(lambda: store.get_labeled_images() == [])
+
+
+def test_a_folder_that_is_filled_slowly_becomes_an_image(
+    open_store: Callable[..., SafeDatastore], folder: Path
+) -> None:
+    store = open_store(auto_reload=True)
+    (folder / "series").mkdir()
+    time.sleep(1.5)
+    assert "series" not in store.list_images()
+    (folder / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    eventually(lambda: "series" in store.list_images())
+
+
+def test_watching_undoes_nothing_of_ones_own(
+    open_store: Callable[..., SafeDatastore], upload: Path, tmp_path: Path
+) -> None:
+    store = open_store(auto_reload=True)
+    for seed in range(12):
+        write(upload, values(seed))
+        store.save_label("abc"[seed % 3], str(upload), "final", dict(INFO))
+        time.sleep(0.1)
+    before = store.pool.database.connection.total_changes
+    time.sleep(1.5)
+    assert store.get_labeled_images() == ["a", "b", "c"]
+    assert {v.client for v in store.labels.versions()} == {"anna"}
+    assert len(store.labels.versions()) == 12
+    assert store.get_label_info("a", "final")["client_id"] == "anna"
+    assert store.pool.database.connection.total_changes == before

@@ -159,6 +159,16 @@ def test_leftovers_of_killed_saves_are_no_labels_and_go_after_an_hour(studies: S
     assert list(old.parent.iterdir()) == [young]
 
 
+def test_a_version_without_a_row_is_adopted_and_never_written_over(studies: Studies) -> None:
+    """What a save leaves that was killed between the keeping of the version and the commit."""
+    orphan = studies.database.folder / "versions" / "a" / "1.nii.gz"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_text("of a killed save")
+    store = LabelStore(studies)
+    save(store, "the next")
+    assert [v.file.read_text() for v in store.versions("a")] == ["of a killed save", "the next"]
+
+
 @pytest.mark.parametrize("limit", [1, 100_000, 200_000])
 def test_what_the_disk_refuses_changes_nothing(studies: Studies, limit: int) -> None:
     """Files may not grow beyond the limit: first the label itself is refused, then the growing state store."""

@@ -334,9 +334,17 @@ def test_many_threads_save_at_once(store: SafeDatastore, tmp_path: Path) -> None
     assert len([key for key in store.get_image_info("a") if key.startswith("note")]) == 20
 
 
+@pytest.mark.parametrize("file_system", ["local", "share"])
 def test_what_others_do_in_the_folder_is_noticed(
-    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path
+    open_store: Callable[..., SafeDatastore],
+    folder: Path,
+    tmp_path: Path,
+    file_system: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if file_system == "share":  # which announces nothing and is looked at from time to time
+        monkeypatch.setattr("svgd_label.server.watcher.on_network", lambda _: "nfs4")
+        monkeypatch.setattr("svgd_label.server.watcher._POLL_SECONDS", 0.3)
     store = open_store(auto_reload=True)
     write(folder / "dropped.nii.gz", np.ones(SHAPE, np.int16))
     write(tmp_path / "elsewhere.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "renamed.nii.gz")

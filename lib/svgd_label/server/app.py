@@ -1,11 +1,13 @@
 """The MONAI Label app: says which tasks there are, and what happens at start and when a label is saved."""
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -19,7 +21,8 @@ import svgd_label
 from svgd_label import acquisition
 from svgd_label.active_step import refresh_ranking, write_first_order
 from svgd_label.errors import UserError
-from svgd_label.inference import segment
+from svgd_label.images import load_label
+from svgd_label.inference import dice, segment
 from svgd_label.pool import Database, OutdatedVersion, Pool
 from svgd_label.server import routes
 from svgd_label.server.committees import Committees
@@ -107,10 +110,18 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         self._in_background(self._warm_up)
         self._in_background(self._catch_up)
 
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """As MONAI Label's; notes which version an annotator of the pool's image is going to correct."""
+        result = super().infer(request, datastore)
+        image, version = request.get("image"), result["params"].get("model_version")
+        if version is not None and isinstance(image, str) and self.pool.image_state(image):
+            self.pool.inferred(image, version)
+        return result
+
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """A new label changes the similarity to the labelled set at once; picks stay until the next training."""
-        logger.info("label saved: %s", image_id)
         self._in_background(self._refresh)
+        self._in_background(functools.partial(self._compare, image_id))
 
     def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
         """As MONAI Label's, except that the end of a training asks for nothing: it has scored already."""
@@ -121,9 +132,9 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             try:
                 work()
             except Exception:  # a thread that dies in silence leaves a server that looks healthy
-                logger.exception("%s failed", work.__name__.strip("_"))
+                logger.exception("background work of the app failed")
 
-        threading.Thread(target=run, name=work.__name__.strip("_"), daemon=True).start()
+        threading.Thread(target=run, daemon=True).start()
 
     def _warm_up(self) -> None:
         """Reads the committee and runs it once, so that the first request is as quick as the second."""
@@ -144,6 +155,21 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         ):
             logger.info("model version %d has not scored everything: scoring starts", version)
             super().async_scoring(SCORING)
+
+    def _compare(self, image: str) -> None:
+        """Dice between a new label and what the committee had proposed: the annotator's own learning curve."""
+        saved = self._datastore.labels.versions(image)[-1]
+        with self.committees.lock:
+            current = self.committees.current()
+            if current is None or saved.model_version != current.version:
+                return  # nothing was proposed, or a newer committee has come in between
+            proposed = segment(self.task, current.committee, self._datastore.get_image_uri(image))
+        scores = dice(self.task, proposed.labels, load_label(saved.file)[0].numpy().astype(np.uint8))
+        if not np.all(np.isnan(scores)):
+            self._datastore.labels.record_dice(image, saved.number, float(np.nanmean(scores)))
+            logger.info(
+                "label of %s: Dice %.3f with what model version %d proposed", image, np.nanmean(scores), current.version
+            )
 
     def _refresh(self) -> None:
         version = self.pool.ranking_version()

@@ -28,7 +28,6 @@ class TrainRequest(BaseModel):
     seed: Annotated[int, Field(ge=0)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tracking: Literal["none", "mlflow"] = "none"
-    tracking_uri: str | None = None
 
     @classmethod
     def read(cls, request: dict[str, Any]) -> "TrainRequest":

@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from fastapi import HTTPException
 from ignite.engine import Engine
+from monailabel.config import settings
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.train import TrainTask
 
@@ -100,7 +102,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
             on_progress=report,
             max_minutes=task.max_minutes,
             log_folder=pool.database.folder / "tensorboard" / f"{version:05d}",
-            attach=self._tracking(request) if request.tracking == "mlflow" else None,
+            attach=self._tracking() if request.tracking == "mlflow" else None,
         )
         for image, reason in result.unusable.items():
             pool.mark_unusable(image, reason)
@@ -143,12 +145,12 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         label = datastore.get_label_uri(image, DefaultLabelTag.FINAL)
         return Case(image, datastore.get_image_uri(image), label, frequency)
 
-    def _tracking(self, request: TrainRequest) -> Any:
+    def _tracking(self) -> Callable[[Engine], None]:
         from monai.handlers import MLFlowHandler  # seconds to import, and only here when it is asked for
 
         folder = self.committees.pool.database.folder
-        # MLflow 3 refuses the file store that MONAI Label would take.
-        uri = request.tracking_uri or f"sqlite:///{folder / 'mlflow.db'}"
+        # The engineer's server where one is set; else a file, as MLflow 3 refuses the folder MONAI Label would take.
+        uri = settings.MONAI_LABEL_TRACKING_URI or f"sqlite:///{folder / 'mlflow.db'}"
 
         def attach(engine: Engine) -> None:
             MLFlowHandler(
@@ -170,7 +172,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
 class _StatsReport:
     """Turns a training's progress into the statistics that the viewers read, and into a line of the log."""
 
-    def __init__(self, stats: dict[str, Any], write: Any) -> None:
+    def __init__(self, stats: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         self.stats, self.write = stats, write
         self.logged = time.monotonic()
 

@@ -16,6 +16,7 @@ from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
 from monai.utils import CommonKeys as Keys
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import RandomSampler
+from torch.utils.tensorboard import SummaryWriter
 
 from svgd_label.device import training_autocast
 from svgd_label.errors import UserError
@@ -140,15 +141,17 @@ def train(
         ),
         iteration_update=_svgd_iteration,
     )
+    _Reporter(task, committee, validation, result, on_progress, max_minutes).attach(trainer)
     if task.schedule == "cosine":
         schedule = CosineAnnealingLR(optimizer, T_max=task.steps)
         LrScheduleHandler(schedule, print_lr=False, epoch_level=False).attach(trainer)  # type: ignore[arg-type]
     if log_folder is not None:
-        events = TensorBoardStatsHandler(
-            log_dir=str(log_folder), tag_name="loss", output_transform=lambda output: output[Keys.LOSS]
-        )
-        events.attach(trainer)
-    _Reporter(task, committee, validation, result, on_progress, max_minutes, log_folder).attach(trainer)
+        events = SummaryWriter(str(log_folder))
+        TensorBoardStatsHandler(
+            summary_writer=events, tag_name="loss", output_transform=lambda output: output[Keys.LOSS]
+        ).attach(trainer)
+        trainer.add_event_handler(Events.COMPLETED, lambda: events.close())
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: _write_events(events, task, result))
     if attach is not None:
         attach(trainer)
     trainer.run()
@@ -191,6 +194,12 @@ def _svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, An
     return {Keys.LOSS: torch.stack(losses).mean().item()}
 
 
+def _write_events(events: SummaryWriter, task: Task, result: TrainingResult) -> None:
+    events.add_scalar("distance_between_particles", result.distance, result.steps)
+    for name, dice in zip(task.labels, result.validation_dice or (), strict=False):
+        events.add_scalar(f"validation_dice/{name}", dice, result.steps)
+
+
 class _Reporter:
     """Progress, validation at the end of each part, and the safety stop, as one ignite handler."""
 
@@ -202,10 +211,9 @@ class _Reporter:
         result: TrainingResult,
         on_progress: Callable[[Progress], None] | None,
         max_minutes: float | None,
-        log_folder: Path | None,
     ) -> None:
         self.task, self.committee, self.validation, self.result = task, committee, validation, result
-        self.on_progress, self.max_minutes, self.log_folder = on_progress, max_minutes, log_folder
+        self.on_progress, self.max_minutes = on_progress, max_minutes
         self.started = self.reported = time.monotonic()
 
     def attach(self, engine: Engine) -> None:
@@ -241,13 +249,6 @@ class _Reporter:
                 f"{name} {value:.3f}" for name, value in zip(self.task.labels, self.result.validation_dice, strict=True)
             ),
         )  # fmt: skip
-        if self.log_folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # here, because it takes seconds to import
-
-            with SummaryWriter(str(self.log_folder)) as writer:
-                writer.add_scalar("distance_between_particles", self.result.distance, self.result.steps)
-                for name, value in zip(self.task.labels, self.result.validation_dice or (), strict=False):
-                    writer.add_scalar(f"validation_dice/{name}", value, self.result.steps)
 
     def _report(self, engine: Engine) -> None:
         self.reported = time.monotonic()

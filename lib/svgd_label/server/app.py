@@ -16,6 +16,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.random import Random
+from monailabel.utils.async_tasks.utils import tasks
 
 import svgd_label
 from svgd_label import acquisition
@@ -44,6 +45,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         try:
+            self._server_mode = False  # the watcher may call before MONAI Label's constructor has set it
+            self._refreshing = threading.Lock()
             self.settings = Conf.read(conf or {})
             self.task = self.settings.load_task()
             if studies.startswith(("http://", "https://")):
@@ -57,6 +60,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
                 lease_minutes=self.settings.lease,
             )
             self.committees = Committees(self.pool, self.task, state / "committees")
+            self.committees.adopt_files()
             if self.settings.initial == "shipped":
                 self.committees.adopt_shipped()
             super().__init__(
@@ -73,7 +77,6 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             raise SystemExit(f"Error: {error}") from None
         # A next-sample request reads and never computes; what is to be scored is seen at start and by the watcher.
         self._auto_update_scoring = False
-        self._refreshing = threading.Lock()
 
     def init_datastore(self) -> Datastore:
         """The store that cannot lose a label."""
@@ -83,6 +86,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             pool=self.pool,
             task=self.task,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            on_change=self._folder_changed,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -145,14 +149,20 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
                 segment(self.task, current.committee, self._datastore.get_image_uri(first))
         logger.info("warmed up with %s", f"model version {current.version}" if current else "no committee yet")
 
+    def _folder_changed(self) -> None:
+        """Images or labels came or went by other means than a client's request."""
+        if self._server_mode:
+            self._refresh()
+            self._catch_up()
+
     def _catch_up(self) -> None:
         """The order before scores, and a scoring run where the newest version has not scored everything."""
         if self.pool.ranking_version() is None:
             write_first_order(self.pool, self.task, paths(self._datastore, self.pool))
         version = self.pool.model_version()
-        if version is not None and (
-            self.pool.ranking_version() != version or set(self.pool.pool_images()) - self.pool.scored_images(version)
-        ):
+        if version is None or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
+            return
+        if self.pool.ranking_version() != version or set(self.pool.pool_images()) - self.pool.scored_images(version):
             logger.info("model version %d has not scored everything: scoring starts", version)
             super().async_scoring(SCORING)
 

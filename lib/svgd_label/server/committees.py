@@ -42,6 +42,18 @@ class Committees:
         checkpoint.save(self.file(0), shipped.committee, self.task, version=0)
         self.pool.publish(0, self.file(0), {"origin": "shipped"})
 
+    def adopt_files(self) -> None:
+        """Publishes again what lies in the folder, where the index of versions was lost."""
+        if self.pool.model_version() is not None:
+            return
+        for file in sorted(self.folder.glob("[0-9]*.pt")):
+            try:
+                found = checkpoint.load(file, self.task, device=default_device())
+            except CheckpointError as error:
+                logger.warning("not taken over: %s", error)
+                continue
+            self.pool.publish(found.version, file, {"origin": "found in the state folder"})
+
     def current(self) -> Checkpoint | None:
         """The newest committee that can be read; None where there is none. Call it with ``lock`` held."""
         version = self.pool.model_version()

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,19 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         pool: the pool, over the state folder's database.
         task: gives the values of the structures.
         auto_reload: follow what happens in the folder.
+        on_change: called after something has happened there.
     """
 
-    def __init__(self, studies: str | Path, *, state: Path, pool: Pool, task: Task, auto_reload: bool) -> None:
+    def __init__(
+        self,
+        studies: str | Path,
+        *,
+        state: Path,
+        pool: Pool,
+        task: Task,
+        auto_reload: bool,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         # LocalDatastore's own constructor would write its JSON file.
         self.studies = Studies(Path(studies).resolve(), pool)
         self.labels = LabelStore(self.studies)
@@ -63,7 +74,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         except OSError as error:
             logger.warning("Labels cannot be saved in %s: %s.", self.studies.folder, error)
         # Watching begins before reading, so that nothing falls between the two.
-        self._watcher = Watcher(self.studies) if auto_reload else None
+        self._watcher = Watcher(self.studies, on_change) if auto_reload else None
         self._read_folder()
 
     def close(self) -> None:

@@ -4,12 +4,17 @@ MONAI Label's endpoints are ``async`` around blocking calls, so that one inferen
 registered as plain ones run in FastAPI's thread pool.
 """
 
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from monailabel.config import settings
 from monailabel.endpoints import activelearning, infer, train
 from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
 
 from svgd_label.server.requests import RequestError, TrainRequest
 
@@ -20,12 +25,36 @@ _user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 Parameters = Annotated[dict[str, Any] | None, Body()]
 
-router.post("/infer/{model}", dependencies=[_user])(infer.run_inference)
+
+@router.post("/infer/{model}", dependencies=[_user])
+def run_inference(
+    background_tasks: BackgroundTasks,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: Annotated[str, Form()] = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    label: Annotated[UploadFile | None, File()] = None,
+    output: infer.ResultType | None = None,
+) -> Any:
+    """Runs a model on an image of the study, of a session, or of the request; MONAI Label would take any path."""
+    _check_known("model", model, app_instance()._infers)
+    try:
+        given = json.loads(params or "{}")
+    except ValueError as error:
+        raise HTTPException(400, f"params is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise HTTPException(400, "params must be a JSON object, as in {}")
+    given.pop("image", None)  # it would take the place of the one that is checked
+    if image and file is None and not _is_in_study(image):
+        raise HTTPException(404, f"there is no image {image!r} in this study")
+    return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), file, label, output)
 
 
 @router.post("/activelearning/{strategy}")
 def next_sample(strategy: str, request: Request, params: Parameters = None, user: User = _user) -> Any:
     """The next image. A client is told by login, else by the ``client_id`` it sends, else by its address."""
+    _check_known("strategy", strategy, app_instance()._strategies)
     params = dict(params or {})
     login = user.username if settings.MONAI_LABEL_AUTH_ENABLE else None
     address = request.client.host if request.client else None
@@ -47,9 +76,21 @@ def run_trainings(params: Parameters = None, run_sync: bool = False) -> Any:
     return train.run({TRAINER: (params or {}).get(TRAINER) or {}}, run_sync)
 
 
+def _is_in_study(image: str) -> bool:
+    """Whether an id, or the path of a file or folder, belongs to the studies folder."""
+    app = app_instance()
+    if os.sep in image:
+        return Path(image).resolve().is_relative_to(Path(app.studies).resolve())
+    return bool(app.datastore().get_image_uri(image))
+
+
+def _check_known(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise HTTPException(404, f"there is no {what} {name!r}; known are {', '.join(known)}")
+
+
 def _check(model: str, params: dict[str, Any]) -> None:
-    if model != TRAINER:
-        raise HTTPException(404, f"there is no trainer {model!r}; the one here is {TRAINER!r}")
+    _check_known("trainer", model, [TRAINER])
     try:
         TrainRequest.read(params)
     except RequestError as error:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -29,10 +30,12 @@ class Watcher(FileSystemEventHandler):
 
     What an event names is looked at when the folder has been quiet for half a second, or after 5 s without quiet.
     A folder that is still being filled (DICOM files that are copied) is looked at again until it rests.
+    ``on_change`` is called after images or labels have changed.
     """
 
-    def __init__(self, studies: Studies) -> None:
+    def __init__(self, studies: Studies, on_change: Callable[[], None]) -> None:
         self._studies = studies
+        self._on_change = on_change
         self._condition = threading.Condition()
         self._images: set[str] = set()
         self._labels: set[LabelKey] = set()
@@ -95,11 +98,14 @@ class Watcher(FileSystemEventHandler):
                 for image in due:
                     del self._settling[image]
             try:
+                changed = 0
                 if everything:
                     self._watch_folders(self._observer)
-                    self._studies.reconcile()
-                self._studies.check(images, labels)
+                    changed += self._studies.reconcile()
+                changed += self._studies.check(images, labels)
                 self._settle(images)
+                if changed:
+                    self._on_change()
             except Exception:  # one bad file must not end the watching
                 logger.exception("A change in %s could not be followed.", self._studies.folder)
 

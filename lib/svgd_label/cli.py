@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from svgd_label import label_history
 from svgd_label.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(label_history.app, name="labels")
 
 
 @app.callback()

@@ -141,6 +141,11 @@ class LabelStore:
                 self._pool.label_removed(image)
         return True
 
+    def labelled(self) -> list[str]:
+        """Ids of the images that have a final label now, saved by a client or dropped into the folder."""
+        rows = self._database.connection.execute("SELECT image FROM labels WHERE tag = ? ORDER BY image", (FINAL,))
+        return [row["image"] for row in rows]
+
     def versions(self, image: str | None = None) -> list[LabelVersion]:
         """All versions of one image's labels, or of all, oldest first."""
         rows = self._database.connection.execute(

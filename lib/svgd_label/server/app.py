@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -126,6 +127,25 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """A new label changes the similarity to the labelled set at once; picks stay until the next training."""
         self._in_background(self._refresh)
         self._in_background(functools.partial(self._compare, image_id))
+
+    def on_flag(self, image: str) -> None:
+        """An image that left or came back changes the pool, so the ranking; it may not have been scored yet."""
+        logger.info("flag changed: %s", image)
+        self._in_background(self._folder_changed)
+
+    def train(self, request: dict[str, Any]) -> Any:
+        """In the background process: annotators come first."""
+        self._yield_to_annotators()
+        return super().train(request)
+
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """In the background process: annotators come first."""
+        self._yield_to_annotators()
+        return super().scoring(request, datastore)
+
+    def _yield_to_annotators(self) -> None:
+        if not self._server_mode:  # with run_sync, MONAI Label works inside the server
+            psutil.Process().nice(10)
 
     def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
         """As MONAI Label's, except that the end of a training asks for nothing: it has scored already."""

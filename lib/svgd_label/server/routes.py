@@ -16,6 +16,7 @@ from monailabel.endpoints import activelearning, infer, train
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from svgd_label.server.answers import plain_image, unknown_image
 from svgd_label.server.requests import RequestError, TrainRequest
 
 TRAINER = "svgd"
@@ -60,6 +61,19 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
     address = request.client.host if request.client else None
     params["client_id"] = str(login or params.get("client_id") or address or "anonymous")
     return activelearning.sample(strategy, params, user.username)
+
+
+@router.post("/svgd/flag", dependencies=[_user])
+def flag(image: str, reason: Annotated[str | None, Body(embed=True)] = None) -> dict[str, Any]:
+    """Takes an image out as unusable, with a reason such as "motion"; without one, puts it back."""
+    app = app_instance()
+    try:
+        app.pool.flag(plain_image(image), (reason or "").strip()[:200] or None)
+    except KeyError:
+        raise unknown_image(image) from None
+    app.on_flag(image)
+    state: dict[str, Any] = app.pool.image_state(image)
+    return state
 
 
 @router.post("/train/{model}", dependencies=[_admin])

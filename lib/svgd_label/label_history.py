@@ -1,0 +1,113 @@
+"""``python main.py labels``: what was saved when and by whom, older versions brought back, all labels taken out."""
+
+import csv
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from svgd_label.errors import UserError
+from svgd_label.pool import FINAL, Database, LabelStore, LabelVersion, Pool, Studies
+
+app = typer.Typer(no_args_is_help=True, help="Labels of a study: list, show, restore, export.")
+
+StudiesOption = Annotated[Path, typer.Option("--studies", help="The studies folder.")]
+StateOption = Annotated[Path | None, typer.Option("--state", help="Its state folder, if it is another.")]
+
+
+@app.command("list")
+def list_labels(studies: StudiesOption, state: StateOption = None) -> None:
+    """Every image that has been labelled, with its last version."""
+    store, _ = _open(studies, state)
+    table = Table("image", "versions", "last saved", "by", "corrected from", "Dice with that")
+    versions = _by_image(store.versions())
+    for image in sorted({*versions, *store.labelled()}):
+        words = _words(versions[image][-1]) if image in versions else ("", "found in the folder", "", "")
+        table.add_row(image, str(len(versions.get(image, ()))), *words)
+    Console().print(table)
+
+
+@app.command()
+def show(image: str, studies: StudiesOption, state: StateOption = None) -> None:
+    """Every version of one image's label, oldest first."""
+    store, _ = _open(studies, state)
+    versions = store.versions(image)
+    if not versions:
+        raise UserError(f"{image}: no label of it was ever saved in {studies}")
+    table = Table("version", "saved", "by", "corrected from", "Dice with that", "file")
+    for version in versions:
+        table.add_row(str(version.number), *_words(version), str(version.file))
+    Console().print(table)
+
+
+@app.command()
+def restore(image: str, version: int, studies: StudiesOption, state: StateOption = None) -> None:
+    """Make an older version the label again. It becomes a new version; nothing is overwritten."""
+    store, _ = _open(studies, state)
+    try:
+        made = store.restore(image, version, client="python main.py labels restore")
+    except KeyError:
+        raise UserError(f"{image}: there is no version {version}; 'labels show {image}' lists what there is") from None
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    assert made is not None
+    typer.echo(f"{image}: version {version} is the label again, as version {made.number}.")
+
+
+@app.command()
+def export(folder: Path, studies: StudiesOption, state: StateOption = None) -> None:
+    """Copy all present labels and a table of who saved them when into a new folder."""
+    store, place = _open(studies, state)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty; give a new folder, so that nothing is overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+    last = {image: versions[-1] for image, versions in _by_image(store.versions()).items()}
+    labelled = store.labelled()
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "file", "version", "saved", "by", "model_version", "dice"])
+        for image in labelled:
+            path, version = place.label_path(image, FINAL), last.get(image)
+            if path is None:
+                continue  # its image's file is gone
+            shutil.copy2(path, folder / path.name)
+            # A label that was put into the folder by hand has no version, and nobody knows by whom.
+            saved = (
+                (version.number, _time(version), version.client, version.model_version, version.dice) if version else ()
+            )
+            table.writerow([image, path.name, *saved])
+    typer.echo(f"{len(labelled)} labels are in {folder}.")
+
+
+def _open(studies: Path, state: Path | None) -> tuple[LabelStore, Studies]:
+    state = state or studies / ".svgd"
+    if not (state / "state.sqlite").is_file():
+        raise UserError(f"{state}: no server has kept its state there; give the studies folder it served, or --state")
+    # Whether an image is kept back for validation was decided, and stored, when it was first labelled.
+    pool = Pool(Database(state), validation="none", max_frequency=1)
+    place = Studies(studies.resolve(), pool)
+    return LabelStore(place), place
+
+
+def _by_image(versions: list[LabelVersion]) -> dict[str, list[LabelVersion]]:
+    grouped: dict[str, list[LabelVersion]] = {}
+    for version in versions:
+        grouped.setdefault(version.image, []).append(version)
+    return grouped
+
+
+def _time(version: LabelVersion) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.saved))
+
+
+def _words(version: LabelVersion) -> tuple[str, str, str, str]:
+    return (
+        _time(version),
+        version.client or "",
+        "" if version.model_version is None else f"model version {version.model_version}",
+        "" if version.dice is None else f"{version.dice:.3f}",
+    )

@@ -1,0 +1,83 @@
+"""``python main.py labels``: versions are listed, brought back and taken out, and nothing is overwritten."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from svgd_label.cli import app
+from svgd_label.errors import UserError
+from svgd_label.pool import FINAL, Database, LabelStore, Pool, Studies
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for image in "ab":
+        (folder / f"{image}.nii.gz").write_text("image")
+    place = Studies(folder, Pool(Database(folder / ".svgd", task="t"), validation="none", max_frequency=10))
+    place.reconcile()
+    store = LabelStore(place)
+    for number, content in enumerate(["first", "second"], start=1):
+        file = store.incoming(FINAL)
+        file.write_text(content)
+        version = store.save("a", FINAL, file, info={}, client="anna", model_version=number)
+        assert version is not None
+    store.record_dice("a", 2, 0.875)
+    return folder
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, ["labels", *map(str, arguments)], catch_exceptions=False, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_list_has_the_last_version_and_show_has_all(studies: Path) -> None:
+    listed = run("list", "--studies", studies)
+    assert "anna" in listed
+    assert "model version 2" in listed
+    assert "0.875" in listed
+    assert "model version 1" in run("show", "a", "--studies", studies)
+
+
+def test_restoring_brings_the_content_back_as_a_new_version(studies: Path) -> None:
+    label = studies / "labels" / FINAL / "a.nii.gz"
+    assert label.read_text() == "second"
+    assert "as version 3" in run("restore", "a", "1", "--studies", studies)
+    assert label.read_text() == "first"
+    versions = sorted((studies / ".svgd" / "versions" / "a").iterdir())
+    assert [file.read_text() for file in versions] == ["first", "second", "first"]
+
+
+def test_an_export_holds_every_present_label_and_who_saved_it(studies: Path, tmp_path: Path) -> None:
+    dropped = studies / "labels" / FINAL / "b.nii.gz"
+    dropped.write_text("by hand")
+    Studies(studies, Pool(Database(studies / ".svgd"), validation="none", max_frequency=1)).reconcile()
+    run("export", tmp_path / "out", "--studies", studies)
+    assert {file.name: file.read_text() for file in (tmp_path / "out").glob("*.gz")} == {
+        "a.nii.gz": "second",
+        "b.nii.gz": "by hand",
+    }
+    rows = list(csv.DictReader((tmp_path / "out" / "labels.csv").open()))
+    assert [(row["image"], row["by"], row["dice"]) for row in rows] == [("a", "anna", "0.875"), ("b", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("show", "b"), "no label of it was ever saved"),
+        (("restore", "a", "9"), "there is no version 9"),
+        (("export", "."), "not empty"),
+    ],
+)
+def test_what_is_not_there_is_said_in_a_sentence(studies: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run(*arguments, "--studies", studies)
+
+
+def test_a_folder_that_was_never_served_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no server has kept its state there"):
+        run("list", "--studies", tmp_path)

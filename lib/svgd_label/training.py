@@ -29,8 +29,8 @@ from svgd_label.tasks.transforms import prepare_case, training_transforms
 
 logger = logging.getLogger(__name__)
 
-EPOCHS = 5
-"""Parts of a training after which the validation cases are segmented and a line is reported."""
+PARTS = 5
+"""A training is reported, and the validation cases are segmented, after each of so many parts."""
 
 
 class TrainingError(UserError):
@@ -53,8 +53,8 @@ class Progress:
 
     step: int
     steps: int
-    epoch: int
-    epochs: int
+    part: int
+    parts: int
     loss: float
     """Mean over particles of minus the log-likelihood of the last batch."""
     distance: float
@@ -106,16 +106,20 @@ def train(
         TrainingError: no case can be used.
     """
     result = TrainingResult()
-    prepared, indices = _prepare(task, cases, result)
-    if not prepared:
+    samples: list[dict[str, torch.Tensor]] = []
+    for case in cases:
+        if (sample := _prepare(task, case, result)) is not None:
+            samples += [sample] * case.frequency
+    if not samples:
         raise TrainingError("there is no labelled image to train on: save a label first")
+    validation = [case for case in validation if _prepare(task, case, result) is not None]
     device = next(committee.parameters()).device
     transforms = training_transforms(task)
     transforms.set_random_state(seed)
     # A permutation of the list after another, until every step has its batch.
-    sampler = RandomSampler(indices, num_samples=task.steps * task.batch, generator=torch.Generator().manual_seed(seed))
+    sampler = RandomSampler(samples, num_samples=task.steps * task.batch, generator=torch.Generator().manual_seed(seed))
     loader = ThreadDataLoader(
-        Dataset([prepared[index] for index in indices], transforms),
+        Dataset(samples, transforms),
         buffer_size=2,
         batch_size=task.batch,
         sampler=sampler,
@@ -128,11 +132,10 @@ def train(
         bandwidth=task.bandwidth,
         prior_std=task.prior_std,
     )
-    epochs = min(EPOCHS, task.steps)
     trainer = SupervisedTrainer(
         device=device,
-        max_epochs=epochs,
-        epoch_length=-(-task.steps // epochs),
+        max_epochs=1,
+        epoch_length=task.steps,
         train_data_loader=loader,
         network=committee,
         optimizer=optimizer,
@@ -141,7 +144,8 @@ def train(
         ),
         iteration_update=_svgd_iteration,
     )
-    _Reporter(task, committee, validation, result, on_progress, max_minutes).attach(trainer)
+    reporter = _Reporter(task, committee, validation, result, on_progress, max_minutes)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, reporter)
     if task.schedule == "cosine":
         schedule = CosineAnnealingLR(optimizer, T_max=task.steps)
         LrScheduleHandler(schedule, print_lr=False, epoch_level=False).attach(trainer)  # type: ignore[arg-type]
@@ -150,30 +154,25 @@ def train(
         TensorBoardStatsHandler(
             summary_writer=events, tag_name="loss", output_transform=lambda output: output[Keys.LOSS]
         ).attach(trainer)
-        trainer.add_event_handler(Events.COMPLETED, lambda: events.close())
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: _write_events(events, task, result))
+        reporter.events = events
     if attach is not None:
         attach(trainer)
-    trainer.run()
+    try:
+        trainer.run()
+    finally:
+        if reporter.events is not None:
+            reporter.events.close()
     return result
 
 
-def _prepare(
-    task: Task, cases: Sequence[Case], result: TrainingResult
-) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
-    """The cases that can be used, read once, and the training list as indices into them, repeated by frequency."""
-    prepared: list[dict[str, torch.Tensor]] = []
-    indices: list[int] = []
-    for case in cases:
-        try:
-            sample = prepare_case(task, case.image, case.label)
-        except ImageError as error:
-            logger.warning("passed over in training: %s", error)
-            result.unusable[case.id] = str(error)
-            continue
-        indices += [len(prepared)] * case.frequency
-        prepared.append(sample)
-    return prepared, indices
+def _prepare(task: Task, case: Case, result: TrainingResult) -> dict[str, torch.Tensor] | None:
+    """A case on the task's grid; None, and its reason in the result, for one that cannot be used."""
+    try:
+        return prepare_case(task, case.image, case.label)
+    except ImageError as error:
+        logger.warning("passed over in training: %s", error)
+        result.unusable[case.id] = str(error)
+        return None
 
 
 def _svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -194,12 +193,6 @@ def _svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, An
     return {Keys.LOSS: torch.stack(losses).mean().item()}
 
 
-def _write_events(events: SummaryWriter, task: Task, result: TrainingResult) -> None:
-    events.add_scalar("distance_between_particles", result.distance, result.steps)
-    for name, dice in zip(task.labels, result.validation_dice or (), strict=False):
-        events.add_scalar(f"validation_dice/{name}", dice, result.steps)
-
-
 class _Reporter:
     """Progress, validation at the end of each part, and the safety stop, as one ignite handler."""
 
@@ -214,57 +207,59 @@ class _Reporter:
     ) -> None:
         self.task, self.committee, self.validation, self.result = task, committee, validation, result
         self.on_progress, self.max_minutes = on_progress, max_minutes
+        self.events: SummaryWriter | None = None
+        self.parts = [-(-task.steps * part // PARTS) for part in range(1, PARTS + 1)]
         self.started = self.reported = time.monotonic()
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._part)
-
-    def _step(self, engine: Engine) -> None:
+    def __call__(self, engine: Engine) -> None:
         now = time.monotonic()
+        output: Any = engine.state.output
         self.result.steps = engine.state.iteration
         self.result.seconds = now - self.started
-        output: Any = engine.state.output
         self.result.loss = float(output[Keys.LOSS])
         if self.max_minutes is not None and now - self.started > self.max_minutes * 60:
             logger.warning(
                 "training stopped after %d of %d steps: the limit of %g minutes is reached",
-                engine.state.iteration, self.task.steps, self.max_minutes,
+                self.result.steps, self.task.steps, self.max_minutes,
             )  # fmt: skip
             self.result.stopped_early = True
             engine.terminate()
+        if self.result.steps in self.parts or self.result.stopped_early:
+            self._end_part()
         elif now - self.reported >= 1:
-            self._report(engine)
+            self._report()
 
-    def _part(self, engine: Engine) -> None:
+    def _end_part(self) -> None:
         if self.validation:
             scores = evaluate(self.task, self.committee, [(case.image, case.label) for case in self.validation])
             self.result.validation_dice = tuple(np.nanmean(np.asarray(scores), axis=0).tolist())
-        self._report(engine)
+        self._report()
+        dice = list(zip(self.task.labels, self.result.validation_dice or (), strict=False))
         logger.info(
             "step %d of %d: loss %.4f, distance between particles %.3f%s",
             self.result.steps, self.task.steps, self.result.loss, self.result.distance,
-            "" if self.result.validation_dice is None
-            else ", validation Dice " + ", ".join(
-                f"{name} {value:.3f}" for name, value in zip(self.task.labels, self.result.validation_dice, strict=True)
-            ),
+            ", validation Dice " + ", ".join(f"{name} {value:.3f}" for name, value in dice) if dice else "",
         )  # fmt: skip
+        if self.events is not None:
+            self.events.add_scalar("distance_between_particles", self.result.distance, self.result.steps)
+            for name, value in dice:
+                self.events.add_scalar(f"validation_dice/{name}", value, self.result.steps)
 
-    def _report(self, engine: Engine) -> None:
+    def _report(self) -> None:
         self.reported = time.monotonic()
         self.result.distance = self.committee.mean_distance()
         if self.on_progress is None:
             return
-        step = engine.state.iteration
+        step, steps = self.result.steps, self.task.steps
         self.on_progress(
             Progress(
                 step=step,
-                steps=self.task.steps,
-                epoch=engine.state.epoch,
-                epochs=engine.state.max_epochs or 1,
+                steps=steps,
+                part=sum(end <= step for end in self.parts),
+                parts=PARTS,
                 loss=self.result.loss,
                 distance=self.result.distance,
                 validation_dice=self.result.validation_dice,
-                seconds_left=(self.reported - self.started) / step * max(0, self.task.steps - step),
+                seconds_left=(self.reported - self.started) / step * (steps - step),
             )
         )

@@ -181,8 +181,8 @@ class _StatsReport:
         mean = sum(dice) / len(dice) if dice else None
         self.stats |= {
             # The names that the OHIF panel and the Slicer module read.
-            "epoch": progress.epoch,
-            "total_epochs": progress.epochs,
+            "epoch": progress.part,
+            "total_epochs": progress.parts,
             "best_metric": None if mean is None else round(mean, 4),
             "step": progress.step,
             "steps": progress.steps,

@@ -116,11 +116,13 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         self._in_background(self._catch_up)
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
-        """As MONAI Label's; notes which version an annotator of the pool's image is going to correct."""
+        """As MONAI Label's; notes which version the annotator is going to correct, and that he still works on it."""
         result = super().infer(request, datastore)
         image, version = request.get("image"), result["params"].get("model_version")
         if version is not None and isinstance(image, str) and self.pool.image_state(image):
             self.pool.inferred(image, version)
+            if client := request.get("client_id"):
+                self.pool.touch(image, str(client))
         return result
 
     def on_save_label(self, image_id: str, label_id: str) -> None:

@@ -27,8 +27,9 @@ _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 Parameters = Annotated[dict[str, Any] | None, Body()]
 
 
-@router.post("/infer/{model}", dependencies=[_user])
+@router.post("/infer/{model}")
 def run_inference(
+    request: Request,
     background_tasks: BackgroundTasks,
     model: str,
     image: str = "",
@@ -37,6 +38,7 @@ def run_inference(
     file: Annotated[UploadFile | None, File()] = None,
     label: Annotated[UploadFile | None, File()] = None,
     output: infer.ResultType | None = None,
+    user: User = _user,
 ) -> Any:
     """Runs a model on an image of the study, of a session, or of the request; MONAI Label would take any path."""
     _check_known("model", model, app_instance()._infers)
@@ -47,6 +49,7 @@ def run_inference(
     if not isinstance(given, dict):
         raise HTTPException(400, "params must be a JSON object, as in {}")
     given.pop("image", None)  # it would take the place of the one that is checked
+    given["client_id"] = _client(request, given, user)
     if image and file is None and not _is_in_study(image):
         raise HTTPException(404, f"there is no image {image!r} in this study")
     return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), file, label, output)
@@ -54,12 +57,10 @@ def run_inference(
 
 @router.post("/activelearning/{strategy}")
 def next_sample(strategy: str, request: Request, params: Parameters = None, user: User = _user) -> Any:
-    """The next image. A client is told by login, else by the ``client_id`` it sends, else by its address."""
+    """The next image that nobody else holds."""
     _check_known("strategy", strategy, app_instance()._strategies)
     params = dict(params or {})
-    login = user.username if settings.MONAI_LABEL_AUTH_ENABLE else None
-    address = request.client.host if request.client else None
-    params["client_id"] = str(login or params.get("client_id") or address or "anonymous")
+    params["client_id"] = _client(request, params, user)
     return activelearning.sample(strategy, params, user.username)
 
 
@@ -88,6 +89,13 @@ def run_trainings(params: Parameters = None, run_sync: bool = False) -> Any:
     """What the OHIF panel calls: the parameters of each trainer under its name."""
     _check(TRAINER, (params or {}).get(TRAINER) or {})
     return train.run({TRAINER: (params or {}).get(TRAINER) or {}}, run_sync)
+
+
+def _client(request: Request, params: dict[str, Any], user: User) -> str:
+    """Who asks: told by login, else by the ``client_id`` that is sent, else by the address."""
+    login = user.username if settings.MONAI_LABEL_AUTH_ENABLE else None
+    address = request.client.host if request.client else None
+    return str(login or params.get("client_id") or address or "anonymous")
 
 
 def _is_in_study(image: str) -> bool:

@@ -1,0 +1,70 @@
+"""The Dice log-likelihood in closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from svgd_label.likelihood import Likelihood, dice_log_likelihood, soft_dice
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    return torch.nn.functional.one_hot(labels, classes).movedim(-1, 1).float()
+
+
+def sure(labels: Tensor, classes: int) -> Tensor:
+    return one_hot(labels[:, 0], classes) * 200 - 100
+
+
+def test_soft_dice_with_a_squared_denominator_over_the_batch() -> None:
+    probabilities = torch.tensor([[[0.5, 0.8], [0.5, 0.2]], [[0.1, 1.0], [0.9, 0.0]]])  # (B=2, C=2, voxels=2)
+    labels = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    expected = [
+        (2 * (0.5 + 1.0) + 1e-5) / (2 + (0.25 + 0.64 + 0.01 + 1) + 1e-5),
+        (2 * (0.2 + 0.9) + 1e-5) / (2 + (0.25 + 0.04 + 0.81) + 1e-5),
+    ]
+    torch.testing.assert_close(soft_dice(probabilities, labels), torch.tensor(expected))
+
+
+def test_a_perfect_prediction_has_log_likelihood_zero() -> None:
+    labels = torch.randint(0, 3, (2, 1, 4, 4, 4))
+    assert dice_log_likelihood(sure(labels, 3), labels).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_only_foreground_classes_that_occur_count() -> None:
+    labels = torch.zeros(1, 1, 2, 2, 2, dtype=torch.long)
+    labels[0, 0, 0] = 1  # class 2 does not occur
+    prediction = labels.clone()
+    prediction[0, 0, 1, 0, 0] = 2  # wrong, but class 2 has no reference and background is not foreground
+    value = dice_log_likelihood(sure(prediction, 3), labels)
+    assert value.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_without_any_foreground_the_background_counts() -> None:
+    labels = torch.zeros(1, 1, 2, 2, 2, dtype=torch.long)
+    prediction = labels.clone()
+    prediction[0, 0, 0] = 1
+    dice = 2 * 4 / (8 + 4)
+    assert dice_log_likelihood(sure(prediction, 3), labels).item() == pytest.approx(math.log(dice), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_the_two_readings(temperature: float) -> None:
+    labels = torch.zeros(1, 1, 2, 2, 2, dtype=torch.long)
+    labels[0, 0, 0] = 1
+    prediction = labels.clone()
+    prediction[0, 0, 0, 0, 0] = 0
+    dice = 2 * 3 / (4 + 3)
+    logits = sure(prediction, 2)
+    log_dice = dice_log_likelihood(logits, labels, temperature=temperature)
+    assert log_dice.item() == pytest.approx(math.log(dice + 1e-6) / temperature, abs=1e-4)
+    other = dice_log_likelihood(logits, labels, form=Likelihood.LOG_DICE_LOSS, temperature=temperature)
+    assert other.item() == pytest.approx(-math.log(1 - dice + 1e-6) / temperature, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", list(Likelihood))
+def test_a_better_prediction_is_likelier_in_both_readings(form: Likelihood) -> None:
+    labels = torch.randint(0, 3, (1, 1, 4, 4, 4))
+    good, bad = sure(labels, 3) * 0.02, sure(labels, 3) * 0.01
+    assert dice_log_likelihood(good, labels, form=form) > dice_log_likelihood(bad, labels, form=form)

@@ -1,0 +1,193 @@
+"""The SVGD velocity against the formula written out with autograd, and against answers known in closed form."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svgd_label.likelihood import dice_log_likelihood
+from svgd_label.svgd import SVGD, Committee, median_bandwidth, phi
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv3d(4, 3, 1))
+
+
+def transcription(particles: Tensor, scores: Tensor, h: float) -> Tensor:
+    """Equation 8 of Liu and Wang, one term after another, the kernel's gradient by autograd."""
+    count = len(particles)
+    result = torch.zeros_like(particles)
+    for i in range(count):
+        for j in range(count):
+            a = particles[j].clone().requires_grad_()
+            r = torch.exp(-((a - particles[i]) ** 2).sum() / h)
+            (gradient,) = torch.autograd.grad(r, a)
+            result[i] += r.detach() * scores[j] + gradient
+    return result / count
+
+
+def median_h(particles: Tensor) -> float:
+    points = particles.numpy()
+    distances = [np.linalg.norm(a - b) for k, a in enumerate(points) for b in points[k + 1 :]]
+    return float(np.median(distances) ** 2 / math.log(len(points))) if distances else 1.0
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("given", [None, 3.0])
+def test_phi_is_the_formula_for_a_network_with_dice_likelihood(
+    size: int, dtype: torch.dtype, given: float | None
+) -> None:
+    committee = Committee.build(network, size=size, seed=3).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 1, 6, 5, 4, generator=generator, dtype=dtype)
+    labels = torch.randint(0, 3, (2, 1, 6, 5, 4), generator=generator)
+    scores = []
+    for particle in committee.particles:
+        value = dice_log_likelihood(particle(images), labels)
+        gradients = torch.autograd.grad(value, list(particle.parameters()))
+        scores.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    particles, score = committee.matrix(), torch.stack(scores)
+    expected = transcription(particles, score, given or median_h(particles))
+    torch.testing.assert_close(phi(particles, score, bandwidth=given), expected, rtol=2e-4, atol=1e-6)
+
+
+def test_the_optimizer_steps_along_phi() -> None:
+    committee = Committee.build(network, size=3, seed=1)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.5), committee.trainable())
+    x = torch.rand(1, 1, 4, 4, 4)
+    for particle in committee.particles:
+        (-particle(x).square().mean()).backward()
+    before = committee.matrix()
+    scores = -torch.stack([torch.cat([p.grad.reshape(-1) for p in ps]) for ps in committee.trainable()])
+    expected = before + 0.5 * phi(before, scores)
+    optimizer.step()
+    torch.testing.assert_close(committee.matrix(), expected)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.Adam(p, lr=0.01)]
+)
+def test_one_particle_is_plain_gradient_ascent(make: Callable[..., torch.optim.Optimizer]) -> None:
+    committee = Committee.build(network, size=1, seed=0)
+    alone = Committee.build(network, size=1, seed=0)
+    svgd, plain = SVGD(make(committee.parameters()), committee.trainable()), make(alone.parameters())
+    x = torch.rand(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.randint(0, 3, (1, 1, 4, 4, 4), generator=torch.Generator().manual_seed(2))
+    for _ in range(10):
+        for model, optimizer in ((committee, svgd), (alone, plain)):
+            optimizer.zero_grad()
+            (-dice_log_likelihood(model.particles[0](x), labels)).backward()
+            optimizer.step()
+    torch.testing.assert_close(committee.matrix(), alone.matrix())
+
+
+@pytest.mark.parametrize("h", [0.5, 1.0, 4.0])
+def test_two_particles_on_a_normal_settle_where_drive_and_repulsion_cancel(h: float) -> None:
+    particles = torch.tensor([[-0.3], [1.1]], dtype=torch.float64)
+    for _ in range(4000):
+        particles = particles + 0.1 * phi(particles, -particles, bandwidth=h)
+    settled = math.sqrt(h / 4 * math.log(1 + 4 / h))
+    torch.testing.assert_close(particles.sort(dim=0).values, torch.tensor([[-settled], [settled]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_equidistant_particles_are_pushed_from_their_centroid_with_the_known_force(count: int) -> None:
+    d = 2.5
+    particles = torch.eye(count, dtype=torch.float64) * d / math.sqrt(2)
+    velocity = phi(particles, torch.zeros_like(particles))
+    assert torch.exp(-torch.tensor(d**2) / median_bandwidth(particles)).item() == pytest.approx(1 / count)
+    force = 2 * math.log(count) / (count * d) * math.sqrt((count - 1) / (2 * count))
+    outward = particles - particles.mean(dim=0)
+    torch.testing.assert_close(velocity, force * outward / outward.norm(dim=1, keepdim=True))
+
+
+def test_many_particles_take_the_shape_of_a_correlated_gaussian() -> None:
+    mean = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    covariance = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
+    precision = torch.linalg.inv(covariance)
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(150, 2, generator=generator, dtype=torch.float64))
+    optimizer = torch.optim.Adam([parameter], lr=0.05)
+    for step in range(1500):
+        if step == 1200:
+            optimizer.param_groups[0]["lr"] = 0.005
+        particles = parameter.detach()
+        parameter.grad = -phi(particles, -(particles - mean) @ precision)
+        optimizer.step()
+    found = parameter.detach()
+    torch.testing.assert_close(found.mean(dim=0), mean, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(torch.cov(found.T), covariance, rtol=0.1, atol=0.1)
+
+
+def test_permutation_shift_and_rotation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    particles = torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    scores = torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    velocity = phi(particles, scores)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(phi(particles[order], scores[order]), velocity[order])
+    torch.testing.assert_close(phi(particles + 100, scores), velocity)
+    rotation = torch.linalg.qr(torch.randn(7, 7, generator=generator, dtype=torch.float64)).Q
+    torch.testing.assert_close(phi(particles @ rotation, scores @ rotation), velocity @ rotation)
+
+
+def test_coincident_particles_give_the_mean_score_and_finite_numbers() -> None:
+    particles = torch.ones(4, 3)
+    scores = torch.arange(12.0).reshape(4, 3)
+    assert median_bandwidth(particles) == 1
+    torch.testing.assert_close(phi(particles, scores), scores.mean(dim=0).expand(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("particles", "scores", "bandwidth", "sentence"),
+    [
+        (torch.zeros(2, 3), torch.zeros(3, 2), None, "of one shape"),
+        (torch.zeros(6), torch.zeros(6), None, "matrices"),
+        (torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3, dtype=torch.bfloat16), None, "float32"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64), None, "both"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), 0.0, "positive"),
+    ],
+)
+def test_wrong_arguments_are_refused(particles: Tensor, scores: Tensor, bandwidth: float | None, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        phi(particles, scores, bandwidth=bandwidth)
+
+
+def test_a_gaussian_prior_pulls_to_zero() -> None:
+    committee = Committee.build(network, size=2, seed=0)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=1.0), committee.trainable(), prior_std=0.5)
+    theta = committee.matrix()
+    torch.testing.assert_close(optimizer.velocity(), phi(theta, -theta / 0.25))
+
+
+def test_a_scheduler_and_a_checkpoint_reach_the_wrapped_optimizer() -> None:
+    committee = Committee.build(network, size=2, seed=0)
+    adam = torch.optim.Adam(committee.parameters(), lr=0.1)
+    optimizer = SVGD(adam, committee.trainable())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
+    for particle in committee.particles:
+        particle(torch.rand(1, 1, 4, 4, 4)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    assert adam.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert optimizer.state is adam.state
+    saved = optimizer.state_dict()
+    again = torch.optim.Adam(committee.parameters(), lr=0.5)
+    restored = SVGD(again, committee.trainable())
+    restored.load_state_dict(saved)
+    assert restored.param_groups is again.param_groups
+    assert again.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert len(again.state) == len(adam.state) > 0
+
+
+def test_particles_of_two_architectures_are_refused() -> None:
+    one, other = nn.Linear(2, 2), nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="one architecture"):
+        SVGD(
+            torch.optim.SGD([*one.parameters(), *other.parameters()], lr=1.0),
+            [list(one.parameters()), list(other.parameters())],
+        )

@@ -114,17 +114,17 @@ def train(
         raise TrainingError("there is no labelled image to train on: save a label first")
     validation = [case for case in validation if _prepare(task, case, result) is not None]
     device = next(committee.parameters()).device
-    transforms = training_transforms(task)
-    transforms.set_random_state(seed)
     # A permutation of the list after another, until every step has its batch.
     sampler = RandomSampler(samples, num_samples=task.steps * task.batch, generator=torch.Generator().manual_seed(seed))
     loader = ThreadDataLoader(
-        Dataset(samples, transforms),
+        Dataset(samples, training_transforms(task)),
         buffer_size=2,
         batch_size=task.batch,
         sampler=sampler,
         num_workers=0,
         collate_fn=list_data_collate,
+        # MONAI's loader seeds the random transforms from it, and would take torch's global one.
+        generator=torch.Generator().manual_seed(seed),
     )
     optimizer = SVGD(
         getattr(torch.optim, task.optimizer)(committee.parameters(), lr=task.learning_rate),

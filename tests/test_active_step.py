@@ -1,0 +1,169 @@
+"""One active step over a pool: what is scored, ranked, queued and repeated, once, and again after a new label."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from svgd_label import active_step, similarity
+from svgd_label.acquisition import strategy
+from svgd_label.active_step import refresh_ranking, score_pool, write_first_order
+from svgd_label.checkpoint import new_committee
+from svgd_label.pool import Database, Pool, Studies
+from svgd_label.svgd import Committee
+from svgd_label.tasks import Task
+
+from .conftest import blob, save_nifti
+
+RULE = strategy("entropy_mi")
+IMAGES = "abcdef"
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[Pool]:
+    folder = tmp_path / "studies"
+    for number, image in enumerate(IMAGES):
+        save_nifti(folder / f"{image}.nii.gz", blob((12, 13, 14), number)[0])
+    pool = Pool(Database(tmp_path / "state", task="tiny"), validation="none", max_frequency=3)
+    Studies(folder, pool).reconcile()
+    yield pool
+    pool.database.close()
+
+
+@pytest.fixture
+def paths(tmp_path: Path, pool: Pool) -> dict[str, str]:
+    return {image: str(tmp_path / "studies" / f"{image}.nii.gz") for image in pool.pool_images()}
+
+
+@pytest.fixture
+def committee(tiny: Task) -> Committee:
+    return new_committee(tiny, seed=0)
+
+
+def test_a_step_queues_the_unlabelled_picks_and_repeats_the_labelled(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    for image in IMAGES[:3]:
+        pool.label_saved(image)
+    result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert (result.scored, result.pool) == (6, 6)
+    ranking = [row.image for row in pool.ranking()]
+    step = result.acquisition
+    assert step is not None
+    assert step.picks == ranking[:2]
+    assert step.annotated == [image for image in ranking[:2] if image not in IMAGES[:3]] == pool.queue()
+    frequencies = {case.image: case.frequency for case in pool.training_list()}
+    assert frequencies == {image: 1 + (image in ranking[:2]) for image in IMAGES[:3]}
+
+
+def test_a_second_run_for_one_version_changes_nothing(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    pool.label_saved("a")
+    first = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    before = pool.ranking(), pool.training_list(), pool.queue()
+    second = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert second.scored == 0
+    assert second.acquisition == first.acquisition
+    assert (pool.ranking(), pool.training_list(), pool.queue()) == before
+    assert len(pool.acquisitions()) == 1
+
+
+def test_a_killed_run_goes_on_where_it_was(pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0, on_progress=kill)
+    assert pool.ranking() == []
+    assert score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0).scored == 2
+    assert len(pool.ranking()) == 6
+
+
+def test_a_newer_version_ends_an_older_run(
+    tmp_path: Path, pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    def publish(done: int, total: int) -> None:
+        if done == 2:
+            pool.publish(2, tmp_path / "c.pt", {})
+
+    result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0, on_progress=publish)
+    assert result.scored == 2
+    assert result.acquisition is None
+    assert pool.ranking() == []
+
+
+def test_a_new_label_computes_its_own_pairs_only_and_picks_nothing(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.label_saved("a")
+    score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    queue = pool.queue()
+    computed = []
+    original = similarity.mutual_information
+    monkeypatch.setattr(
+        active_step.similarity,
+        "mutual_information",
+        lambda x, y, bins: computed.append(1) or original(x, y, bins=bins),
+    )
+    refresh_ranking(pool, tiny, version=1, strategy=RULE, seed=0)
+    assert computed == []
+    pool.label_saved("b")
+    refresh_ranking(pool, tiny, version=1, strategy=RULE, seed=0)
+    assert len(computed) == 5
+    assert len(pool.acquisitions()) == 1
+    assert pool.queue() == [image for image in queue if image != "b"]
+    codes = pool.codes(list(IMAGES))
+    expected = np.mean([original(codes["c"], codes[t], bins=64) for t in "ab"])
+    assert {row.image: row.mutual_information for row in pool.ranking()}["c"] == pytest.approx(expected)
+
+
+def test_images_that_cannot_be_used_are_named_and_never_ranked(
+    tmp_path: Path,
+    pool: Pool,
+    tiny: Task,
+    committee: Committee,
+    paths: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Path(paths["b"]).write_bytes(b"")
+    save_nifti(Path(paths["d"]), np.zeros((12, 13, 14), np.float32))
+    Path(paths["e"]).unlink()
+    with caplog.at_level(logging.WARNING):
+        result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert set(result.unusable) == {"b", "d", "e"}
+    assert {row.image for row in pool.ranking()} == {"a", "c", "f"}
+    for image in "bde":
+        assert f"{image}.nii.gz" in caplog.text
+        assert pool.image_state(image)["unusable"] == result.unusable[image]
+
+
+def test_over_the_limit_a_random_subset_and_all_labelled_are_scored(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pool.label_saved("f")
+    result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0, limit=2)
+    assert result.scored == 3
+    assert "f" in {row.image for row in pool.ranking()}
+    assert "a random 2 of them" in caplog.text
+
+
+def test_before_any_score_the_order_is_diverse_and_skips_what_cannot_be_used(
+    pool: Pool, tiny: Task, paths: dict[str, str]
+) -> None:
+    Path(paths["c"]).write_bytes(b"")
+    write_first_order(pool, tiny, paths)
+    seen = []
+    for client in "12345":
+        proposal = pool.next_image(client)
+        assert proposal is not None
+        assert proposal.source == "first"
+        seen.append(proposal.image)
+    assert set(seen) == set("abdef")
+    assert pool.next_image("6") is None

@@ -1,0 +1,107 @@
+"""A committee on disk comes back as it was, or is refused in a sentence; a crash leaves the old file."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from svgd_label import checkpoint
+from svgd_label.checkpoint import CheckpointError, load, new_committee, save
+from svgd_label.tasks import Task
+
+CPU = torch.device("cpu")
+
+
+def test_a_round_trip(tmp_path: Path, tiny: Task) -> None:
+    committee = new_committee(tiny, seed=4)
+    save(tmp_path / "c.pt", committee, tiny, version=7)
+    found = load(tmp_path / "c.pt", tiny, device=CPU)
+    assert found.version == 7
+    assert torch.equal(found.committee.matrix(), committee.matrix())
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path, tiny: Task) -> None:
+    committee = new_committee(tiny, seed=4)
+    save(tmp_path / "c.pt", committee, tiny, version=0, half=True)
+    found = load(tmp_path / "c.pt", tiny, device=CPU).committee.matrix()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, committee.matrix(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"particles": 3}, ["particles 2 there, 3 here"]),
+        ({"labels": ("one", "three")}, ["labels ['one', 'two'] there"]),
+        ({"name": "other"}, ["task 'tiny' there, 'other' here"]),
+    ],
+)
+def test_another_shape_is_refused_with_what_differs(
+    tmp_path: Path, tiny: Task, change: dict[str, Any], words: list[str]
+) -> None:
+    save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "c.pt", tiny.model_copy(update=change), device=CPU)
+    for word in ["c.pt", *words]:
+        assert word in str(caught.value)
+
+
+def test_another_format_is_refused(tmp_path: Path, tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 2; this version reads format 1"):
+        load(tmp_path / "c.pt", tiny, device=CPU)
+
+
+class Evil:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, tiny: Task, write: Any) -> None:
+    write(Evil(tmp_path / "ran"), tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match="not a committee that can be read"):
+        load(tmp_path / "c.pt", tiny, device=CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_cut_file_is_refused(tmp_path: Path, tiny: Task) -> None:
+    save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
+    (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:-100])
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "c.pt", tiny, device=CPU)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
+
+    def crash(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", crash)
+    with pytest.raises(OSError, match="no space"):
+        save(tmp_path / "c.pt", new_committee(tiny, seed=1), tiny, version=2)
+    monkeypatch.undo()
+    assert load(tmp_path / "c.pt", tiny, device=CPU).version == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_the_shipped_committee_fits_its_preset() -> None:
+    from svgd_label.tasks import load_task
+
+    task = load_task("hippocampus")
+    path = checkpoint.shipped(task)
+    assert path is not None
+    assert path.stat().st_size <= 15e6
+    assert path.with_suffix(".LICENSE.md").is_file()
+    assert load(path, task, device=CPU).version == 0

@@ -1,0 +1,159 @@
+"""The training engine: what is drawn how often, what is passed over, when it ends, and that a seed repeats it."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from svgd_label.checkpoint import new_committee
+from svgd_label.tasks import Task
+from svgd_label.tasks.transforms import prepare_case, training_transforms
+from svgd_label.training import Case, Progress, TrainingError, train
+
+from .conftest import blob, save_nifti
+
+
+def case(folder: Path, name: str, *, shape: tuple[int, int, int] = (12, 14, 13), frequency: int = 1) -> Case:
+    image, label = blob(shape, seed=sum(map(ord, name)))
+    return Case(
+        name,
+        str(save_nifti(folder / f"{name}.nii.gz", image)),
+        str(save_nifti(folder / "labels" / f"{name}.nii.gz", label)),
+        frequency,
+    )
+
+
+def test_an_image_of_frequency_three_is_drawn_three_times_as_often(tmp_path: Path, tiny: Task) -> None:
+    task = tiny.model_copy(update={"steps": 20, "batch": 2, "augment": False, "particles": 1})
+    cases = [case(tmp_path, "a", frequency=3), case(tmp_path, "b")]
+    sums = {round(float(prepare_case(task, c.image, c.label)["image"].sum()), 2): c.id for c in cases}
+    drawn: Counter[str] = Counter()
+
+    def attach(engine: Engine) -> None:
+        @engine.on(Events.ITERATION_COMPLETED)
+        def count(engine: Engine) -> None:
+            batch: Any = engine.state.batch
+            drawn.update(sums[round(float(image.sum()), 2)] for image in batch["image"])
+
+    train(task, cases, new_committee(task, seed=0), seed=0, attach=attach)
+    assert drawn == {"a": 30, "b": 10}
+
+
+def test_one_seed_gives_one_committee(tmp_path: Path, tiny: Task) -> None:
+    cases = [case(tmp_path, "a"), case(tmp_path, "b")]
+
+    def run(seed: int) -> torch.Tensor:
+        committee = new_committee(tiny, seed=1)
+        train(tiny, cases, committee, seed=seed)
+        return committee.matrix()
+
+    first = run(5)
+    assert torch.equal(first, run(5))
+    assert not torch.equal(first, run(6))
+
+
+def test_the_loss_falls_and_every_particle_moves(tmp_path: Path, tiny: Task) -> None:
+    task = tiny.model_copy(update={"steps": 60, "learning_rate": 0.01, "augment": False})
+    committee = new_committee(task, seed=0)
+    before, losses = committee.matrix(), []
+    train(task, [case(tmp_path, "a")], committee, seed=0, on_progress=lambda p: losses.append(p.loss))
+    assert losses[-1] < losses[0] / 2
+    assert ((committee.matrix() - before).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 10])
+def test_a_training_takes_exactly_its_steps_and_ends_at_a_small_learning_rate(
+    tmp_path: Path, tiny: Task, steps: int
+) -> None:
+    task = tiny.model_copy(update={"steps": steps})
+    rates: list[float] = []
+    reports: list[Progress] = []
+
+    def attach(engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, lambda e: rates.append(e.optimizer.param_groups[0]["lr"]))
+
+    result = train(
+        task, [case(tmp_path, "a")], new_committee(task, seed=0), seed=0, on_progress=reports.append, attach=attach
+    )
+    assert result.steps == reports[-1].step == steps
+    assert reports[-1].part == reports[-1].parts
+    assert reports[-1].seconds_left == 0
+    assert rates == [pytest.approx(0, abs=1e-9)]
+
+
+def test_a_case_that_cannot_be_used_is_passed_over_and_named(
+    tmp_path: Path, tiny: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad, other = (case(tmp_path, name) for name in ("good", "bad", "other"))
+    Path(bad.image).write_bytes(Path(bad.image).read_bytes()[:500])
+    save_nifti(Path(other.label), np.ones((5, 5, 5), np.uint8))
+    with caplog.at_level(logging.WARNING):
+        result = train(tiny, [bad, good, other], new_committee(tiny, seed=0), seed=0, validation=[bad])
+    assert set(result.unusable) == {"bad", "other"}
+    assert "bad.nii.gz" in caplog.text
+    assert result.steps == tiny.steps
+    assert result.validation_dice is None
+    with pytest.raises(TrainingError, match="no labelled image"):
+        train(tiny, [bad], new_committee(tiny, seed=0), seed=0)
+
+
+def test_the_safety_stop_is_logged(tmp_path: Path, tiny: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task = tiny.model_copy(update={"steps": 1000})
+    result = train(task, [case(tmp_path, "a")], new_committee(task, seed=0), seed=0, max_minutes=1e-4)
+    assert result.stopped_early
+    assert result.steps < 1000
+    assert "the limit of 0.0001 minutes is reached" in caplog.text
+
+
+def test_validation_is_reported_per_structure_and_events_are_written(tmp_path: Path, tiny: Task) -> None:
+    result = train(
+        tiny,
+        [case(tmp_path, "a")],
+        new_committee(tiny, seed=0),
+        seed=0,
+        validation=[case(tmp_path, "v")],
+        log_folder=tmp_path / "events",
+    )
+    assert result.validation_dice is not None
+    assert len(result.validation_dice) == 2
+    assert all(0 <= dice <= 1 for dice in result.validation_dice)
+    assert len(list((tmp_path / "events").glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.parametrize("shape", [(10, 12, 9), (16, 16, 16), (30, 20, 25)])
+def test_samples_are_windows_whose_label_lies_on_its_image(
+    tmp_path: Path, tiny: Task, shape: tuple[int, int, int]
+) -> None:
+    image, label = blob(shape, 0)
+    image = (label * 100 + np.random.default_rng(0).random(shape)).astype(np.float32)  # the image says its label
+    paths = save_nifti(tmp_path / "a.nii.gz", image), save_nifti(tmp_path / "l.nii.gz", label)
+    prepared = prepare_case(tiny, *map(str, paths))
+    transforms = training_transforms(tiny.model_copy(update={"augment": False}))
+    transforms.set_random_state(0)
+    centred = 0
+    for _ in range(40):
+        (sample,) = transforms(prepared)
+        assert sample["image"].shape == sample["label"].shape == (1, 16, 16, 16)
+        for value in (0, 1, 2):
+            seen = sample["image"][sample["label"] == value]
+            if len(seen):
+                assert float(seen.min()) >= value / 2 - 0.02
+                assert float(seen.max()) <= value / 2 + 0.02
+        centred += bool(sample["label"][0, 8, 8, 8])
+    if min(shape) > 16:
+        assert 10 <= centred <= 35  # half of the windows are centred on a labelled voxel
+
+
+def test_augmented_samples_keep_label_values_and_vary(tmp_path: Path, tiny: Task) -> None:
+    prepared = prepare_case(tiny, case(tmp_path, "a").image, case(tmp_path, "a").label)
+    transforms = training_transforms(tiny)
+    transforms.set_random_state(0)
+    samples = [transforms(prepared)[0] for _ in range(10)]
+    for sample in samples:
+        assert set(sample["label"].unique().tolist()) <= {0, 1, 2}
+    assert len({round(float(sample["image"].sum()), 3) for sample in samples}) == 10

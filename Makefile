@@ -20,7 +20,7 @@ SET_UP := sh .ci/setup
 help:
 	@echo "make serve                       the server with the sample study, on http://127.0.0.1:8000"
 	@echo "make serve STUDIES=/path TASK=hippocampus PORT=9000 HOST=127.0.0.1"
-	@echo "                                 the server with your own folder, or a DICOMweb server's address"
+	@echo "                                 the server with your own folder"
 	@echo "make test                        lint, types and all tests"
 	@echo "make quick                       lint, types and the quick tests, under 3 minutes"
 	@echo "make lock                        the pinned requirements anew, from pyproject.toml"

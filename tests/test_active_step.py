@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import mutual_info_score
 
 from svgd_label import active_step, similarity
 from svgd_label.acquisition import strategy
@@ -122,6 +124,43 @@ def test_a_new_label_computes_its_own_pairs_only_and_picks_nothing(
     codes = pool.codes(list(IMAGES))
     expected = np.mean([original(codes["c"], codes[t], bins=64) for t in "ab"])
     assert {row.image: row.mutual_information for row in pool.ranking()}["c"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("change", [{"alpha": 3.0}, {"mi_over": "max"}, {"mi_over": "sum"}, {"mi_bins": 16}])
+def test_the_ranking_is_the_formula_with_the_tasks_settings(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], change: dict[str, Any]
+) -> None:
+    task = tiny.model_copy(update=change)
+    for image in "ab":
+        pool.label_saved(image)
+    score_pool(pool, task, committee, paths, version=1, strategy=RULE, seed=0)
+    codes = pool.codes(list(IMAGES))
+    assert max(int(values.max()) for values in codes.values()) == task.mi_bins - 1
+    combine = {"mean": np.mean, "max": np.max, "sum": np.sum}[task.mi_over]
+    mi = np.array([combine([mutual_info_score(codes[i], codes[t]) for t in "ab" if t != i]) for i in IMAGES])
+    h = np.array([row.entropy for row in pool.scores(1)])
+    score = task.alpha * (h - h.min()) / np.ptp(h) - (mi - mi.min()) / np.ptp(mi) / task.alpha
+    assert {row.image: row.score for row in pool.ranking()} == pytest.approx(dict(zip(IMAGES, score, strict=True)))
+
+
+def test_scores_made_with_other_settings_are_made_again(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    other = tiny.model_copy(update={"aggregate": "sum"})
+    assert score_pool(pool, other, committee, paths, version=1, strategy=RULE, seed=0).scored == 6
+
+
+def test_a_strategy_that_labelled_images_leave_repeats_none(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    for image in IMAGES[:5]:
+        pool.label_saved(image)
+    rule = strategy("entropy_mi_delete")
+    step = score_pool(pool, tiny, committee, paths, version=1, strategy=rule, seed=0).acquisition
+    assert step is not None
+    assert (step.picks, step.repeated) == (["f"], [])
+    assert {case.frequency for case in pool.training_list()} == {1}
 
 
 def test_images_that_cannot_be_used_are_named_and_never_ranked(

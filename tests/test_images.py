@@ -99,6 +99,19 @@ def bad_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+REASONS = {
+    "constant": "every voxel has the same value",
+    "nan": "NaN",
+    "channels": "8 x 9 x 10 x 2 voxels",
+    "complex": "colour or complex",
+    "rgb": "colour or complex",
+    "empty.nii.gz": "the file is empty",
+    "cut.nii": "cut off",
+    "huge": "30000 x 30000 x 30000 voxels do not fit",
+    "missing": "no such file",
+}
+
+
 def test_each_bad_file_gets_a_sentence_that_names_it(tmp_path: Path) -> None:
     for kind, path in bad_files(tmp_path).items():
         with pytest.raises(ImageError) as caught:
@@ -107,6 +120,7 @@ def test_each_bad_file_gets_a_sentence_that_names_it(tmp_path: Path) -> None:
         assert sentence.startswith(f"{path.name}: "), kind
         assert "\n" not in sentence, kind
         assert len(sentence) < 300, kind
+        assert REASONS.get(kind, "") in sentence, kind
 
 
 def test_an_affine_without_volume_is_refused(tmp_path: Path) -> None:

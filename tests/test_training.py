@@ -1,6 +1,7 @@
 """The training engine: what is drawn how often, what is passed over, when it ends, and that a seed repeats it."""
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,34 @@ def test_one_seed_gives_one_committee(tmp_path: Path, tiny: Task) -> None:
     first = run(5)
     assert torch.equal(first, run(5))
     assert not torch.equal(first, run(6))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "Adam"},
+        {"learning_rate": 0.05},
+        {"schedule": "constant"},
+        {"likelihood": "log_dice_loss"},
+        {"temperature": 0.5},
+        {"bandwidth": 50.0},
+        {"prior_std": 0.5},
+        {"augment": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_hyper_parameter_of_the_task_reaches_the_training(
+    tmp_path: Path, tiny: Task, change: dict[str, Any]
+) -> None:
+    plain = {**tiny.model_dump(), "optimizer": "SGD", "learning_rate": 0.1, "augment": False, "steps": 3}
+
+    def run(**changes: Any) -> torch.Tensor:
+        task = Task.model_validate({**plain, **changes})
+        committee = new_committee(task, seed=1)
+        train(task, [case(tmp_path, "a")], committee, seed=0)
+        return committee.matrix()
+
+    assert not torch.allclose(run(), run(**change), rtol=1e-5, atol=1e-7)
 
 
 def test_the_loss_falls_and_every_particle_moves(tmp_path: Path, tiny: Task) -> None:
@@ -157,3 +186,36 @@ def test_augmented_samples_keep_label_values_and_vary(tmp_path: Path, tiny: Task
     for sample in samples:
         assert set(sample["label"].unique().tolist()) <= {0, 1, 2}
     assert len({round(float(sample["image"].sum()), 3) for sample in samples}) == 10
+
+
+def test_a_training_that_diverges_is_refused(tmp_path: Path, tiny: Task) -> None:
+    committee = new_committee(tiny, seed=0)
+    next(committee.parameters()).data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="diverged after 1 steps"):
+        train(tiny, [case(tmp_path, "a")], committee, seed=0)
+
+
+@pytest.mark.parametrize(("value", "shift", "sentence"), [(3, 0.0, "3"), (1, 40.0, "grid|lie|affine|mm")])
+def test_a_label_of_other_values_or_in_another_place_is_passed_over(
+    tmp_path: Path, tiny: Task, value: int, shift: float, sentence: str
+) -> None:
+    good, bad = case(tmp_path, "good"), case(tmp_path, "bad")
+    label = np.zeros((12, 14, 13), np.uint8)
+    label[4:8, 4:8, 4:8] = value
+    affine = np.eye(4)
+    affine[0, 3] = shift
+    save_nifti(Path(bad.label), label, affine)
+    result = train(tiny, [good, bad], new_committee(tiny, seed=0), seed=0)
+    assert set(result.unusable) == {"bad"}
+    assert re.search(sentence, result.unusable["bad"])
+
+
+def test_a_structure_that_no_validation_label_has_is_left_open(tmp_path: Path, tiny: Task) -> None:
+    only_one = case(tmp_path, "v")
+    label = np.zeros((12, 14, 13), np.uint8)
+    label[4:8, 4:8, 4:8] = 1
+    save_nifti(Path(only_one.label), label)
+    result = train(tiny, [case(tmp_path, "a")], new_committee(tiny, seed=0), seed=0, validation=[only_one])
+    assert result.validation_dice is not None
+    assert result.validation_dice[0] is not None
+    assert result.validation_dice[1] is None

@@ -1,5 +1,6 @@
 """One active step over the pool: score what is new, compare with the labelled, rank, acquire."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class ScoringResult:
     pool: int = 0
     unusable: dict[str, str] = field(default_factory=dict)
     acquisition: Acquisition | None = None
+    limited: bool = False
+    """Whether only a random subset was scored, because the pool is larger than the limit."""
 
 
 def score_pool(
@@ -56,12 +59,15 @@ def score_pool(
         limit: at most so many unlabelled images are scored; None for all.
         on_progress: called with (done, of how many).
     """
-    pool.made_with(task.model_dump_json(include={"spacing", "window", "intensity", "aggregate", "mi_grid", "mi_bins"}))
+    settle(pool, task)
     result = ScoringResult(version)
     fingerprints = pool.fingerprints()
     done = pool.scored_images(version)
-    todo = [image for image in _subset(pool, version, limit, seed) if image not in done]
+    subset = _subset(pool, version, limit, seed)
+    limited = len(subset) < len(pool.pool_images())
+    todo = [image for image in subset if image not in done]
     with_codes = pool.codes(todo).keys()
+    number = 0
     for number, (image, prepared) in enumerate(ThreadBuffer(_read(task, todo, paths), buffer_size=2), start=1):
         if (newest := pool.model_version()) is not None and newest > version:
             logger.info("scoring for version %d ends: version %d is there", version, newest)
@@ -69,21 +75,30 @@ def score_pool(
         if isinstance(prepared, ImageError):
             logger.warning("cannot be scored: %s", prepared)
             result.unusable[image] = str(prepared)
-            pool.mark_unusable(image, str(prepared))
+            _mark(pool, image, prepared)
         else:
             if image not in with_codes:
-                pool.write_codes({image: prepared.codes})
+                pool.write_codes({image: prepared.codes}, fingerprints)
             pool.write_score(version, score(task, committee, prepared), fingerprint=fingerprints.get(image))
             result.scored += 1
         if on_progress is not None:
             on_progress(number, len(todo))
+    if number < len(todo):  # the buffer's thread ends in silence where its source fails
+        raise RuntimeError(f"only {number} of {len(todo)} images could be read for scoring")
+    result.limited = limited
+    pool.limited(version, limited)
     try:
         ranking = refresh_ranking(pool, task, version=version, strategy=strategy, seed=seed)
         result.pool = len(ranking)
         result.acquisition = pool.acquire(version, strategy.name, task.queries, repeat=strategy.keeps_labelled)
-    except OutdatedVersion as error:
+    except (OutdatedVersion, ValueError) as error:  # another run, for a newer version, has ranked in between
         logger.info("scoring for version %d ends: %s", version, error)
     return result
+
+
+def settle(pool: Pool, task: Task) -> None:
+    """Drops scores and codes that were made with other settings of the task than it has now."""
+    pool.made_with(task.model_dump_json(include={"spacing", "window", "intensity", "aggregate", "mi_grid", "mi_bins"}))
 
 
 def refresh_ranking(
@@ -125,7 +140,7 @@ def write_first_order(pool: Pool, task: Task, paths: Mapping[str, str]) -> None:
     for image, prepared in _read(task, [image for image in images if image not in codes], paths):
         if isinstance(prepared, ImageError):
             logger.warning("cannot be used: %s", prepared)
-            pool.mark_unusable(image, str(prepared))
+            _mark(pool, image, prepared)
         else:
             codes[image] = prepared.codes
             pool.write_codes({image: prepared.codes})
@@ -157,9 +172,20 @@ def _read(
 ) -> Iterator[tuple[str, PreparedImage | ImageError]]:
     for image in images:
         try:
-            yield image, prepare(task, image, paths[image])
+            yield image, prepare(task, image, paths.get(image, ""))
         except ImageError as error:
             yield image, error
+        except Exception as error:
+            logger.exception("%s cannot be read", image)
+            yield image, ImageError(f"{image}: cannot be read ({type(error).__name__}), see the log", passing=True)
+
+
+def _mark(pool: Pool, image: str, error: ImageError) -> None:
+    """Takes an image out for good where its file is at fault; one that is only away for the moment comes back."""
+    if error.passing:
+        return
+    with contextlib.suppress(KeyError):  # it was deleted meanwhile
+        pool.mark_unusable(image, str(error))
 
 
 def _pairs(pool: Pool, task: Task, images: Sequence[str], labelled: Sequence[str]) -> dict[tuple[str, str], float]:

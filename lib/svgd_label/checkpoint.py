@@ -21,6 +21,10 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be used; the sentence says which and what differs."""
 
 
+class MismatchError(CheckpointError):
+    """A sound checkpoint of another task, size or network."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A committee and the model version it was published as."""
@@ -59,7 +63,8 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
     """Reads a committee for ``task``.
 
     Raises:
-        CheckpointError: unreadable, of another format, or of another task, size or network than ``task``'s.
+        MismatchError: of another task, size or network than ``task``'s.
+        CheckpointError: unreadable, or of another format.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,7 +78,7 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
         raise CheckpointError(f"{path.name}: not a committee that can be read ({type(error).__name__})") from error
     differing = [f"{k} {stored[k]!r} there, {value!r} here" for k, value in _shape(task).items() if stored[k] != value]
     if differing:
-        raise CheckpointError(f"{path.name}: the committee is of another shape: {'; '.join(differing)}")
+        raise MismatchError(f"{path.name}: the committee is of another shape: {'; '.join(differing)}")
     committee = new_committee(task, seed=0)
     committee.load_state_dict(state)
     return Checkpoint(committee.to(device), version)

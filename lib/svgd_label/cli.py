@@ -1,6 +1,8 @@
 """The command line: ``python main.py COMMAND``. Every command is a thin call of a function of the package."""
 
+import importlib
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +96,28 @@ def pretrain(
         weights=weights or ROOT / "lib" / "svgd_label" / "tasks" / "committees" / f"{chosen.name}.pt",
         report=report or ROOT / "results" / "pretrain" / f"{chosen.name}.json",
     )
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, under 30 s each.")] = False,
+) -> None:
+    """Measure against the alternatives; the figures go to results/benchmarks/."""
+    sys.path.insert(0, str(ROOT))  # the benchmarks stand beside the package, not in it
+    known = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("__init__", "common"))
+    if name is not None and name not in known:
+        raise UserError(f"there is no benchmark {name!r}; known are {', '.join(known)}")
+    from benchmarks import common
+
+    table = Table("benchmark", "ours", "theirs", "unit", "ratio", "target", "met")
+    for chosen in known if name is None else [name]:
+        measured = importlib.import_module(f"benchmarks.{chosen}").run(quick=quick)
+        common.write(measured, command=f"python main.py bench {chosen}{' --quick' if quick else ''}")
+        figures = [f"{value:.4g}" for value in (measured.ours, measured.theirs)]
+        met = "yes" if measured.met else "no"
+        table.add_row(chosen, *figures, measured.unit, f"{measured.ratio:.3f}", f"<= {measured.target:g}", met)
+    Console().print(table)
 
 
 def main() -> None:

@@ -14,5 +14,9 @@ def training_autocast(device: torch.device) -> torch.autocast:
     bfloat16 has float32's range, so no gradient scaler is needed. Inference and scoring stay in float32: their
     figures are compared between images.
     """
-    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not in every torch from 2.6 on
+        fast = bool(has_tiles and has_tiles())
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)

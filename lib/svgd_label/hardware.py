@@ -1,9 +1,9 @@
 """What machine a figure was measured on, in one line."""
 
-import os
 import platform
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -15,7 +15,7 @@ def describe() -> str:
         processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass  # not Linux: the platform module's word stands
-    parts = [f"{processor}, {len(os.sched_getaffinity(0))} cores"]
+    parts = [f"{processor}, {len(psutil.Process().cpu_affinity())} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name(0))
     return ", ".join([*parts, f"torch {torch.__version__}", f"Python {platform.python_version()}"])

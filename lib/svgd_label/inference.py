@@ -12,10 +12,10 @@ from monai.transforms.utils import convert_applied_interp_mode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svgd_label.images import load_label, load_volume
+from svgd_label.images import load_volume
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
-from svgd_label.tasks.transforms import normalise, to_grid
+from svgd_label.tasks.transforms import load_label, normalise, on_grid, to_grid
 from svgd_label.uncertainty import ParticleMoments
 
 
@@ -64,16 +64,18 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
     """
     volume = load_volume(path)
     grid = to_grid(task)
-    on_grid = grid(volume)
+    resampled = on_grid(task, volume, grid)
     device = next(committee.parameters()).device
-    image = normalise(task, on_grid).as_tensor().to(device)
+    image = normalise(task, resampled).as_tensor().to(device)
     committee.eval()
     probabilities = sliding_window(task, lambda x: committee(x.contiguous(memory_format=torch.channels_last_3d)), image)
     # Argmax before going back: one label map is resampled, not C probability volumes.
     label_map = MetaTensor(
         probabilities.argmax(dim=0, keepdim=True).to(torch.float32).cpu(),
-        affine=on_grid.affine,
-        applied_operations=convert_applied_interp_mode(on_grid.applied_operations, mode="nearest", align_corners=None),
+        affine=resampled.affine,
+        applied_operations=convert_applied_interp_mode(
+            resampled.applied_operations, mode="nearest", align_corners=None
+        ),
     )
     restored = grid.inverse(label_map)
     labels = restored[0].as_tensor().round().to(torch.uint8).numpy()
@@ -97,6 +99,6 @@ def dice(task: Task, labels: NDArray[np.uint8], reference: NDArray[np.uint8]) ->
 def evaluate(task: Task, committee: Committee, cases: Sequence[tuple[str, str]]) -> list[list[float]]:
     """Dice per structure of every (image, label) pair of files, each on the image's own grid."""
     return [
-        dice(task, segment(task, committee, image).labels, load_label(label)[0].numpy().astype(np.uint8))
+        dice(task, segment(task, committee, image).labels, load_label(task, image, label)[0].numpy())
         for image, label in cases
     ]

@@ -21,22 +21,12 @@ from numpy.typing import NDArray
 
 from svgd_label.errors import UserError
 from svgd_label.images import geometry
+from svgd_label.volume_files import HEADER_ROOM, SPACES
 
 BACKGROUND = "background"
 TOLERANCE = 1e-3  # mm, at the corners of the volume
 LARGEST_VALUE = 65535
-HEADER_ROOM = 1 << 22  # bytes a file may hold besides its voxels: header, extensions, segment names
 RAW_TYPES = {1: "<u1", 2: "<u2", 4: "<u4"}
-# Signs that take a NRRD space to RAS; one without a name is LPS, as MONAI and ITK read it.
-SPACES = {
-    "": (-1, -1, 1),
-    "left-posterior-superior": (-1, -1, 1),
-    "lps": (-1, -1, 1),
-    "left-anterior-superior": (-1, 1, 1),
-    "las": (-1, 1, 1),
-    "right-anterior-superior": (1, 1, 1),
-    "ras": (1, 1, 1),
-}
 
 Segments = list[tuple[str, int]]  # name and value, in the order of the upload
 

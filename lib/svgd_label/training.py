@@ -1,15 +1,16 @@
 """Training: the one engine, a MONAI trainer whose iteration runs every particle and then takes one SVGD step."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import TerminateOnNan
 from monai.data import Dataset, ThreadDataLoader, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
@@ -59,8 +60,8 @@ class Progress:
     """Mean over particles of minus the log-likelihood of the last batch."""
     distance: float
     """Mean distance between particles in weight space."""
-    validation_dice: tuple[float, ...] | None
-    """Per structure, mean over the validation cases, at the end of the last part; None without any."""
+    validation_dice: tuple[float | None, ...] | None
+    """Per structure, mean over the validation cases that have it, at the end of the last part; None without any."""
     seconds_left: float
 
 
@@ -72,7 +73,7 @@ class TrainingResult:
     seconds: float = 0.0
     loss: float = float("nan")
     distance: float = 0.0
-    validation_dice: tuple[float, ...] | None = None
+    validation_dice: tuple[float | None, ...] | None = None
     unusable: dict[str, str] = field(default_factory=dict)
     stopped_early: bool = False
 
@@ -103,7 +104,7 @@ def train(
         attach: gets the ignite engine before it runs, to add further handlers.
 
     Raises:
-        TrainingError: no case can be used.
+        TrainingError: no case can be used, or the weights are no longer finite.
     """
     result = TrainingResult()
     samples: list[dict[str, torch.Tensor]] = []
@@ -142,8 +143,9 @@ def train(
         loss_function=lambda logits, labels: (
             -dice_log_likelihood(logits, labels, form=task.likelihood, temperature=task.temperature)
         ),
-        iteration_update=_svgd_iteration,
+        iteration_update=svgd_iteration,
     )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
     reporter = _Reporter(task, committee, validation, result, on_progress, max_minutes)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, reporter)
     if task.schedule == "cosine":
@@ -162,6 +164,10 @@ def train(
     finally:
         if reporter.events is not None:
             reporter.events.close()
+    if not torch.isfinite(committee.matrix()).all():
+        raise TrainingError(
+            f"the training diverged after {result.steps} steps and was thrown away; take a smaller learning_rate"
+        )
     return result
 
 
@@ -171,11 +177,12 @@ def _prepare(task: Task, case: Case, result: TrainingResult) -> dict[str, torch.
         return prepare_case(task, case.image, case.label)
     except ImageError as error:
         logger.warning("passed over in training: %s", error)
-        result.unusable[case.id] = str(error)
+        if Path(case.label).is_file():  # a label that was deleted meanwhile says nothing of its image
+            result.unusable[case.id] = str(error)
         return None
 
 
-def _svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+def svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Forward and backward one particle at a time, so that one graph is alive, then one joint step."""
     images = batch[Keys.IMAGE].to(engine.state.device, memory_format=torch.channels_last_3d)
     labels = batch[Keys.LABEL].to(engine.state.device)
@@ -230,11 +237,10 @@ class _Reporter:
             self._report()
 
     def _end_part(self) -> None:
-        if self.validation:
-            scores = evaluate(self.task, self.committee, [(case.image, case.label) for case in self.validation])
-            self.result.validation_dice = tuple(np.nanmean(np.asarray(scores), axis=0).tolist())
+        self.result.validation_dice = self._validate()
         self._report()
-        dice = list(zip(self.task.labels, self.result.validation_dice or (), strict=False))
+        pairs = zip(self.task.labels, self.result.validation_dice or (), strict=False)
+        dice = [(name, value) for name, value in pairs if value is not None]
         logger.info(
             "step %d of %d: loss %.4f, distance between particles %.3f%s",
             self.result.steps, self.task.steps, self.result.loss, self.result.distance,
@@ -244,6 +250,16 @@ class _Reporter:
             self.events.add_scalar("distance_between_particles", self.result.distance, self.result.steps)
             for name, value in dice:
                 self.events.add_scalar(f"validation_dice/{name}", value, self.result.steps)
+
+    def _validate(self) -> tuple[float | None, ...] | None:
+        scores = []
+        for case in self.validation:
+            try:
+                scores += evaluate(self.task, self.committee, [(case.image, case.label)])
+            except ImageError as error:  # it could be used at the start: the file has gone or changed meanwhile
+                logger.warning("passed over in validation: %s", error)
+        means = [[dice for dice in dices if not math.isnan(dice)] for dices in zip(*scores, strict=True)]
+        return tuple(sum(dices) / len(dices) if dices else None for dices in means) or None
 
     def _report(self) -> None:
         self.reported = time.monotonic()

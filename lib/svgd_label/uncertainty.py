@@ -15,8 +15,8 @@ def entropy(probabilities: Tensor, dim: int) -> Tensor:
         probabilities: any shape, non-negative and summing to 1 along ``dim``.
         dim: the class axis, which the result has no longer.
     """
-    # xlogy is 0 where p is 0; the clamp removes the -0.0 and the last bit below 0 of a certain voxel.
-    return -torch.xlogy(probabilities, probabilities).sum(dim=dim).clamp(max=0)
+    terms: Tensor = torch.special.entr(probabilities)
+    return terms.sum(dim=dim)
 
 
 @dataclass

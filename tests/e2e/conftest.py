@@ -54,7 +54,6 @@ def real(hippocampus: Path, dicom_series: Path, tmp_path_factory: pytest.TempPat
     final = server.studies / "labels" / "final"
     final.mkdir(parents=True)
     for number, name in enumerate(json.loads((hippocampus / "splits.json").read_text())["pool"][:12]):
-        name = Path(name).name.removesuffix(".nii.gz") + ".nii.gz"
         shutil.copy(hippocampus / "imagesTr" / name, server.studies)
         if number % 2 == 0:
             shutil.copy(hippocampus / "labelsTr" / name, final)

@@ -1,5 +1,6 @@
 """A real server process over a studies folder of its own, started, asked and killed by the tests."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import requests
+import SimpleITK
 from monailabel.client import MONAILabelClient
 from numpy.typing import NDArray
 
@@ -25,6 +27,10 @@ STRUCTURES = ("anterior", "posterior")
 PHANTOMS = [f"phantom_{number:02}" for number in range(1, 13)]
 # As the Slicer module sends them with a label: names and the values that the segments have in the file.
 LABEL_INFO = [{"name": name, "idx": value} for value, name in enumerate(STRUCTURES, start=1)]
+
+
+# Typed as anything, because its functions are not. It reads files by code of its own, as viewers do.
+itk: Any = SimpleITK
 
 
 class Server:
@@ -83,7 +89,8 @@ class Server:
     def kill(self) -> None:
         """SIGKILL to the server and all its background processes at once."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
@@ -153,10 +160,10 @@ class Server:
         answer: dict[str, Any] = self.request("GET", "/datastore/image/info", params={"image": image}).json()
         return answer
 
-    def flag(self, image: str, reason: str | None) -> None:
-        """Takes an image out, or back with None; either way nobody holds it afterwards."""
-        answer = self.request("POST", "/svgd/flag", params={"image": image}, json={"reason": reason})
-        assert answer.ok, answer.text
+    def leases(self) -> list[str]:
+        """Ids of the images that somebody holds."""
+        objects = self.slicer().datastore()["objects"]
+        return [image for image, entry in objects.items() if entry["image"]["info"]["leased_by"]]
 
     def train_stats(self) -> dict[str, Any]:
         """The trainer's statistics as viewers read them."""

@@ -68,6 +68,7 @@ def test_training_and_scoring_go_on_without_them(server: Server) -> None:
     stats = server.train_stats()
     assert stats["status"] == "done"
     assert stats["step"] == 2
+    assert set(stats["unusable"]) == set(BAD)
     ranking = server.ranking()
     assert ranking
     assert set(ranking) <= set(PHANTOMS)

@@ -7,9 +7,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
-from tests.e2e.server import PHANTOMS, SAMPLE, Server, copy_sample, mean_dice, reference, voxels
+from tests.e2e.server import PHANTOMS, SAMPLE, Server, copy_sample, itk, mean_dice, reference, voxels
 
 from svgd_label import checkpoint
 from svgd_label.tasks import load_task
@@ -21,7 +20,7 @@ UNLABELLED = [phantom for phantom in PHANTOMS if reference(phantom).exists()]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("journey"), {"task": "sample"})
+    server = Server(tmp_path_factory.mktemp("journey"), {"task": "sample", "lease": "0.2"})
     copy_sample(server.studies)
     try:
         yield server.start()
@@ -38,9 +37,7 @@ def trained(server: Server) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def all_labelled(server: Server, trained: dict[str, Any]) -> list[dict[str, Any]]:
     """What next-sample answered, image by image, to an annotator who labelled until nothing was left."""
-    for phantom in UNLABELLED:  # ends the leases of everybody who has asked so far
-        server.flag(phantom, "held too long")
-        server.flag(phantom, None)
+    server.wait_for(lambda: not server.leases(), "the end of all leases")
     answers = []
     while answer := server.next_sample("slicer"):
         answers.append(answer)
@@ -119,6 +116,7 @@ def test_train_stats_tell_the_viewers_how_it_went(server: Server, trained: dict[
     assert trained["epoch"] == trained["total_epochs"]
     assert trained["step"] == trained["steps"] == task.steps
     assert trained["seconds_left"] == 0
+    assert trained["total_time"] > 0
     assert 0 < trained["loss"] < 2
     assert trained["distance_between_particles"] > 0
     assert trained["training_list"] == dict.fromkeys(sorted(set(PHANTOMS) - set(UNLABELLED)), 1)
@@ -134,17 +132,18 @@ def test_ohif_gets_the_bytes_of_an_nrrd_on_the_images_grid(server: Server, train
     file = server.folder / "ohif.nrrd"
     file.write_bytes(answer.content)
     # ITK reads both files by code of its own: it says whether a viewer lays the one over the other.
-    result, image = sitk.ReadImage(str(file)), sitk.ReadImage(str(server.studies / f"{UNLABELLED[0]}.nii.gz"))
-    assert result.GetPixelID() == sitk.sitkUInt8
+    result, image = itk.ReadImage(str(file)), itk.ReadImage(str(server.studies / f"{UNLABELLED[0]}.nii.gz"))
+    assert result.GetPixelID() == itk.sitkUInt8
     assert result.GetSize() == image.GetSize()
     np.testing.assert_allclose(result.GetOrigin(), image.GetOrigin(), atol=1e-4)
     np.testing.assert_allclose(result.GetSpacing(), image.GetSpacing(), atol=1e-5)
     np.testing.assert_allclose(result.GetDirection(), image.GetDirection(), atol=1e-6)
     nifti = server.infer(UNLABELLED[0])[0]
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(result).transpose(), np.asarray(nifti.dataobj))
+    np.testing.assert_array_equal(itk.GetArrayFromImage(result).transpose(), np.asarray(nifti.dataobj))
 
 
 def test_the_next_images_come_from_the_queue_with_their_reasons(server: Server, trained: dict[str, Any]) -> None:
+    server.wait_for(lambda: not server.leases(), "the end of all leases")
     step = server.query("SELECT version, annotated FROM acquisitions")
     assert len(step) == 1 and step[0][0] == 1
     queue = server.query("SELECT image FROM images WHERE queue_position IS NOT NULL ORDER BY queue_position")

@@ -135,6 +135,13 @@ def test_permutation_shift_and_rotation() -> None:
     torch.testing.assert_close(phi(particles @ rotation, scores @ rotation), velocity @ rotation)
 
 
+def test_close_particles_far_from_the_origin_lose_no_digits_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    particles = 1000 + torch.randn(5, 50, generator=generator) * 0.01
+    exact = phi(particles.double(), torch.zeros(5, 50, dtype=torch.float64))
+    torch.testing.assert_close(phi(particles, torch.zeros(5, 50)).double(), exact, rtol=1e-2, atol=1e-2)
+
+
 def test_coincident_particles_give_the_mean_score_and_finite_numbers() -> None:
     particles = torch.ones(4, 3)
     scores = torch.arange(12.0).reshape(4, 3)
@@ -162,6 +169,32 @@ def test_a_gaussian_prior_pulls_to_zero() -> None:
     optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=1.0), committee.trainable(), prior_std=0.5)
     theta = committee.matrix()
     torch.testing.assert_close(optimizer.velocity(), phi(theta, -theta / 0.25))
+
+
+def test_a_given_bandwidth_reaches_the_kernel() -> None:
+    committee = Committee.build(network, size=3, seed=0)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=1.0), committee.trainable(), bandwidth=7.0)
+    theta = committee.matrix()
+    torch.testing.assert_close(optimizer.velocity(), phi(theta, torch.zeros_like(theta), bandwidth=7.0))
+
+
+def test_a_closure_computes_the_gradients_of_the_step_and_its_loss_is_returned() -> None:
+    committee, other = (Committee.build(network, size=2, seed=0) for _ in range(2))
+    x = torch.rand(1, 1, 4, 4, 4)
+
+    def closure(model: Committee, optimizer: SVGD) -> Tensor:
+        optimizer.zero_grad()
+        loss = model.logits(x).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    with_closure, by_hand = (
+        SVGD(torch.optim.SGD(model.parameters(), lr=0.1), model.trainable()) for model in (committee, other)
+    )
+    expected = closure(other, by_hand)
+    by_hand.step()
+    assert with_closure.step(lambda: closure(committee, with_closure)) == expected
+    assert torch.equal(committee.matrix(), other.matrix())
 
 
 def test_a_scheduler_and_a_checkpoint_reach_the_wrapped_optimizer() -> None:

@@ -157,3 +157,17 @@ def test_no_stage_walks_over_labelled_images(
     pool.acquire(1, "random", 5, repeat=False)
     pool.labels_found(pool.queue())
     assert steps("ben") < 2 * few
+
+
+def test_random_proposes_every_open_image_and_never_what_is_out_or_held(pool: Pool) -> None:
+    pool.flag("a", "motion")
+    pool.mark_unusable("b", "b.nii.gz: the file is empty")
+    pool.label_saved("c")
+    seen = set()
+    for client in "1234567":
+        proposal = pool.random_image(client)
+        assert proposal is not None
+        assert proposal.source == "random"
+        seen.add(proposal.image)
+    assert seen == set("defghij")
+    assert pool.random_image("8") is None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from svgd_label.pool.database import Database
-from svgd_label.pool.records import Proposal
+from svgd_label.pool.records import Proposal, Source
 
 REPEAT_SECONDS: Final = 10.0
 SKIP_SECONDS: Final = 24 * 3600.0
@@ -38,6 +38,7 @@ _STAGES = (
     WHERE k.client = :client AND i.open = 1 {_FREE} ORDER BY k.at, k.image LIMIT 1
     """,
 )
+_RANDOM = f"{_PROPOSAL} WHERE i.open = 1 {_FREE} {_NOT_SKIPPED} ORDER BY RANDOM() LIMIT 1"
 
 
 class NextSample:
@@ -48,8 +49,8 @@ class NextSample:
         self._lease_seconds = lease_seconds
         self._clock = clock
 
-    def propose(self, client: str) -> Proposal | None:
-        """The best image that nobody else holds, now leased to ``client``; None where nothing is left."""
+    def propose(self, client: str, *, random: bool = False) -> Proposal | None:
+        """The best image, or any, that nobody else holds, now leased to ``client``; None where nothing is left."""
         now = self._clock()
         with self._database.transaction() as connection:
             current = self._current(connection, client)
@@ -58,18 +59,18 @@ class NextSample:
                 if now - proposed < REPEAT_SECONDS:
                     connection.execute("UPDATE leases SET renewed = ? WHERE image = ?", (now, image))
                     row = connection.execute(f"{_PROPOSAL} WHERE i.image = ?", (image,)).fetchone()
-                    return self._proposal(connection, row)
+                    return self._proposal(connection, row, random=random)
                 connection.execute("DELETE FROM leases WHERE image = ?", (image,))
                 connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (client, image, now))
             connection.execute("DELETE FROM skips WHERE client = ? AND at <= ?", (client, now - SKIP_SECONDS))
             values = {"client": client, "expired": now - self._lease_seconds}
-            for stage in _STAGES:
+            for stage in (_RANDOM, _STAGES[-1]) if random else _STAGES:
                 row = connection.execute(stage, values).fetchone()
                 if row is not None:
                     connection.execute(
                         "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", (row["image"], client, now, now)
                     )
-                    return self._proposal(connection, row)
+                    return self._proposal(connection, row, random=random)
         return None
 
     def touch(self, image: str, client: str) -> bool:
@@ -120,13 +121,18 @@ class NextSample:
         ).fetchone()
         return (row["image"], row["proposed"]) if row is not None and row["open"] else None
 
-    def _proposal(self, connection: sqlite3.Connection, row: sqlite3.Row) -> Proposal:
+    def _proposal(self, connection: sqlite3.Connection, row: sqlite3.Row, *, random: bool) -> Proposal:
         version = row["version"]
-        if row["queue_position"] is not None:
+        source: Source = "first"
+        if random:
+            source, why = "random", "Chosen at random among the unlabelled images that nobody else holds."
+        elif row["queue_position"] is not None:
             last = "SELECT version, strategy FROM acquisitions ORDER BY step DESC LIMIT 1"
             step, strategy = connection.execute(last).fetchone()
+            source = "queue"
             why = f"Picked for labelling by the strategy {strategy} with model version {step}{_measured(row)}."
         elif row["rank"] is not None:
+            source = "ranking"
             why = f"The best image left in the ranking of model version {version}{_measured(row)}."
         elif row["first_position"] is not None:
             why = "No model has ranked it yet: next in an order that begins with images unlike each other."
@@ -134,7 +140,7 @@ class NextSample:
             why = "No model has ranked it yet: images follow each other by name."
         return Proposal(
             image=row["image"],
-            source="queue" if row["queue_position"] is not None else "ranking" if row["rank"] is not None else "first",
+            source=source,
             rank=row["rank"],
             score=row["score"],
             entropy=row["entropy"],

@@ -111,6 +111,13 @@ class Pool(Scores):
         """Takes the mark of ``mark_unusable`` off."""
         self._update(image, "unusable", None)
 
+    def unusable(self) -> dict[str, str]:
+        """Images that cannot be used, with the reason."""
+        rows = self.database.connection.execute(
+            "SELECT image, unusable FROM images WHERE present = 1 AND unusable IS NOT NULL ORDER BY image"
+        )
+        return {row["image"]: row["unusable"] for row in rows}
+
     def flag(self, image: str, reason: str | None) -> None:
         """An annotator's flag: the image stays out until the flag is undone with None."""
         self._update(image, "flagged", reason)
@@ -151,6 +158,7 @@ class Pool(Scores):
         """Forgets a published version, for one whose file is gone or not wanted; its number is not given again."""
         with self.database.transaction() as connection:
             connection.execute("DELETE FROM models WHERE version = ?", (version,))
+            connection.execute("DELETE FROM scores WHERE version = ?", (version,))
             if self.ranking_version() == version:
                 connection.execute("DELETE FROM meta WHERE key = 'ranking_version'")
 
@@ -169,6 +177,14 @@ class Pool(Scores):
     def inferred(self, image: str, version: int) -> None:
         """Notes which version made the pre-segmentation that an annotator is correcting."""
         self._update(image, "inferred_version", version)
+
+    def limited(self, version: int, limited: bool) -> None:
+        """Notes that a version has scored a subset only, and that this is all it is going to score."""
+        self.database.set("limited_version", str(version) if limited else "")
+
+    def is_limited(self, version: int) -> bool:
+        """What ``limited`` noted of a version."""
+        return self.database.get("limited_version") == str(version)
 
     # Ranking and acquisition
 
@@ -277,6 +293,10 @@ class Pool(Scores):
         comes back, the oldest skip first, when nothing else is left.
         """
         return self._next.propose(client)
+
+    def random_image(self, client: str) -> Proposal | None:
+        """As ``next_image``, but any image, each as likely as the other."""
+        return self._next.propose(client, random=True)
 
     def touch(self, image: str, client: str) -> bool:
         """Renews a client's lease, or gives him one of an image that nobody else holds; False where somebody does."""

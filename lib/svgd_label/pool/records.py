@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Source = Literal["queue", "ranking", "first"]
+Source = Literal["queue", "ranking", "first", "random"]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class Scores:
             if self.database.get("settings") != settings:
                 for table in DERIVED:
                     connection.execute(f"DELETE FROM {table}")
+                # What was saturated after one normalisation need not be after another.
+                connection.execute("UPDATE images SET unusable = NULL WHERE unusable IS NOT NULL")
                 self.database.set("settings", settings)
 
     def fingerprints(self) -> dict[str, str]:
@@ -88,12 +90,18 @@ class Scores:
         found = ((image, self.database.connection.execute(select, (image,)).fetchone()) for image in images)
         return {image: np.frombuffer(row["data"], dtype=np.uint8) for image, row in found if row is not None}
 
-    def write_codes(self, codes: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Stores codes of any shape; they come back flat."""
+    def write_codes(
+        self, codes: Mapping[str, NDArray[np.uint8]], fingerprints: Mapping[str, str] | None = None
+    ) -> None:
+        """Stores codes of any shape; they come back flat. ``fingerprints``: of the files when they were read."""
+        known = fingerprints or {}
         with self.database.transaction() as connection:
             connection.executemany(
-                "INSERT OR REPLACE INTO codes SELECT image, fingerprint, ? FROM images WHERE image = ?",
-                [(np.ascontiguousarray(data, dtype=np.uint8).tobytes(), image) for image, data in codes.items()],
+                "INSERT OR REPLACE INTO codes SELECT image, COALESCE(?, fingerprint), ? FROM images WHERE image = ?",
+                [
+                    (known.get(image), np.ascontiguousarray(data, dtype=np.uint8).tobytes(), image)
+                    for image, data in codes.items()
+                ],
             )
 
     def mutual_information(self) -> dict[tuple[str, str], float]:

@@ -1,6 +1,7 @@
 """The MONAI Label app: says which tasks there are, and what happens at start and when a label is saved."""
 
 import functools
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -16,14 +18,13 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.async_tasks.utils import tasks
 
 import svgd_label
 from svgd_label import acquisition
-from svgd_label.active_step import refresh_ranking, write_first_order
+from svgd_label.active_step import refresh_ranking, settle, write_first_order
+from svgd_label.device import default_device
 from svgd_label.errors import UserError
-from svgd_label.images import load_label
 from svgd_label.inference import dice, segment
 from svgd_label.pool import Database, OutdatedVersion, Pool
 from svgd_label.server import routes
@@ -32,8 +33,10 @@ from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
 from svgd_label.server.infer import SVGDInfer
 from svgd_label.server.scoring import EntropyMI, paths
-from svgd_label.server.strategy import SVGDStrategy
+from svgd_label.server.strategy import RandomStrategy, SVGDStrategy
 from svgd_label.server.trainer import SVGDTrainer
+from svgd_label.tasks import Task
+from svgd_label.tasks.transforms import load_label
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         try:
             self._server_mode = False  # the watcher may call before MONAI Label's constructor has set it
             self._refreshing = threading.Lock()
+            self._refresh_wanted = threading.Event()
+            self._catching_up = threading.Lock()
             self.settings = Conf.read(conf or {})
             self.task = self.settings.load_task()
             if studies.startswith(("http://", "https://")):
@@ -60,10 +65,14 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
                 max_frequency=self.task.max_frequency,
                 lease_minutes=self.settings.lease,
             )
+            _check_labels(database, self.task)
+            settle(self.pool, self.task)
             self.committees = Committees(self.pool, self.task, state / "committees")
             self.committees.adopt_files()
             if self.settings.initial == "shipped":
                 self.committees.adopt_shipped()
+            elif self.pool.model_version() == 0:
+                self.pool.withdraw(0)
             super().__init__(
                 app_dir=app_dir,
                 studies=studies,
@@ -75,6 +84,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             )
         except UserError as error:
             logger.error("cannot start: %s", error)
+            # The server would print a page of traceback below the sentence.
+            logging.getLogger("uvicorn.error").addFilter(lambda record: "Traceback" not in record.getMessage())
             raise SystemExit(f"Error: {error}") from None
         # A next-sample request reads and never computes; what is to be scored is seen at start and by the watcher.
         self._auto_update_scoring = False
@@ -87,7 +98,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             pool=self.pool,
             task=self.task,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            on_change=self._folder_changed,
+            on_change=functools.partial(self._in_background, self._folder_changed),
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -99,8 +110,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         return {MODEL: SVGDTrainer(self.committees, self.settings)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """Ours first, because viewers preselect the first; the stock random for comparison."""
-        return {MODEL: SVGDStrategy(self.pool, self.settings.strategy), "random": Random()}
+        """Ours first, because viewers preselect the first; random for comparison."""
+        return {MODEL: SVGDStrategy(self.pool, self.settings.strategy), "random": RandomStrategy(self.pool)}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """Scores for the whole pool."""
@@ -113,7 +124,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         routes.install(app)
         super().on_init_complete()
         self._in_background(self._warm_up)
-        self._in_background(self._catch_up)
+        # A killed server may have acknowledged a label that its ranking does not know of yet.
+        self._in_background(self._folder_changed)
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """As MONAI Label's; notes which version the annotator is going to correct, and that he still works on it."""
@@ -149,10 +161,6 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         if not self._server_mode:  # with run_sync, MONAI Label works inside the server
             psutil.Process().nice(10)
 
-    def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
-        """As MONAI Label's, except that the end of a training asks for nothing: it has scored already."""
-        return super().async_scoring(method, params) if self._server_mode else {}
-
     def _in_background(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
@@ -166,16 +174,17 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """Reads the committee and runs it once, so that the first request is as quick as the second."""
         with self.committees.lock:
             current = self.committees.current()
-            first = next(iter(self.pool.pool_images()), None)
-            if current is not None and first is not None:
-                segment(self.task, current.committee, self._datastore.get_image_uri(first))
+            if current is not None:
+                with torch.inference_mode():
+                    current.committee.eval()(torch.zeros(1, 1, *self.task.window, device=default_device()))
         logger.info("warmed up with %s", f"model version {current.version}" if current else "no committee yet")
 
     def _folder_changed(self) -> None:
-        """Images or labels came or went by other means than a client's request."""
+        """Images came or went, or labels other than by a save."""
         if self._server_mode:
             self._refresh()
-            self._catch_up()
+            with self._catching_up:
+                self._catch_up()
 
     def _catch_up(self) -> None:
         """The order before scores, and a scoring run where the newest version has not scored everything."""
@@ -184,19 +193,23 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         version = self.pool.model_version()
         if version is None or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
             return
-        if self.pool.ranking_version() != version or set(self.pool.pool_images()) - self.pool.scored_images(version):
+        unscored = not self.pool.is_limited(version) and set(self.pool.pool_images()) - self.pool.scored_images(version)
+        if self.pool.ranking_version() != version or unscored:
             logger.info("model version %d has not scored everything: scoring starts", version)
             super().async_scoring(SCORING)
 
     def _compare(self, image: str) -> None:
         """Dice between a new label and what the committee had proposed: the annotator's own learning curve."""
-        saved = self._datastore.labels.versions(image)[-1]
+        versions = self._datastore.labels.versions(image)
+        if not versions:
+            return  # saved under the tag of pre-segmentations, which are not kept
+        saved, path = versions[-1], self._datastore.get_image_uri(image)
         with self.committees.lock:
             current = self.committees.current()
             if current is None or saved.model_version != current.version:
                 return  # nothing was proposed, or a newer committee has come in between
-            proposed = segment(self.task, current.committee, self._datastore.get_image_uri(image))
-        scores = dice(self.task, proposed.labels, load_label(saved.file)[0].numpy().astype(np.uint8))
+            proposed = segment(self.task, current.committee, path)
+        scores = dice(self.task, proposed.labels, load_label(self.task, path, str(saved.file))[0].numpy())
         if not np.all(np.isnan(scores)):
             self._datastore.labels.record_dice(image, saved.number, float(np.nanmean(scores)))
             logger.info(
@@ -204,10 +217,12 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             )
 
     def _refresh(self) -> None:
-        version = self.pool.ranking_version()
-        if version is None:
-            return
+        self._refresh_wanted.set()
         with self._refreshing:
+            version = self.pool.ranking_version()
+            if version is None or not self._refresh_wanted.is_set():
+                return  # nothing to refresh, or done by another that began after this one was wanted
+            self._refresh_wanted.clear()
             try:
                 refresh_ranking(
                     self.pool,
@@ -218,3 +233,18 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
                 )
             except OutdatedVersion as error:  # a training's own ranking has come in between, and is newer
                 logger.info("ranking not refreshed: %s", error)
+
+
+def _check_labels(database: Database, task: Task) -> None:
+    """Refuses a task whose structures are not those that the stored labels' values mean, in the same order.
+
+    Raises:
+        UserError: a structure was renamed, removed or put between others. New ones at the end are welcome.
+    """
+    known = json.loads(database.get("labels") or "[]")
+    if list(task.labels[: len(known)]) != known:
+        raise UserError(
+            f"the labels in {database.folder} were saved for the structures {', '.join(known)}, in this order; "
+            f"the task {task.name} has {', '.join(task.labels)}: keep theirs first, or give another --conf state"
+        )
+    database.set("labels", json.dumps(task.labels))

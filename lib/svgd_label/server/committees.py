@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from svgd_label import checkpoint
-from svgd_label.checkpoint import Checkpoint, CheckpointError
+from svgd_label.checkpoint import Checkpoint, CheckpointError, MismatchError
 from svgd_label.device import default_device
 from svgd_label.pool import Pool
 from svgd_label.tasks import Task
@@ -47,6 +47,8 @@ class Committees:
         if self.pool.model_version() is not None:
             return
         for file in sorted(self.folder.glob("[0-9]*.pt")):
+            if file == self.file(0):  # the shipped one has its own way in
+                continue
             try:
                 found = checkpoint.load(file, self.task, device=default_device())
             except CheckpointError as error:
@@ -60,17 +62,22 @@ class Committees:
         if version is None:
             self._current = None
         elif self._current is None or self._current.version != version:
-            self._current = self._load(version)
+            self._current = self.read_newest()
         return self._current
 
-    def _load(self, version: int) -> Checkpoint | None:
-        file = self.pool.committee_file(version)
-        try:
-            return None if file is None else checkpoint.load(file, self.task, device=default_device())
-        except CheckpointError as error:
-            logger.error("model version %d cannot be loaded: %s", version, error)
-            self.pool.withdraw(version)
-            return self.current()
+    def read_newest(self) -> Checkpoint | None:
+        """A copy of one's own of the newest committee that can be read, to be trained or watched; None without any."""
+        while (version := self.pool.model_version()) is not None:
+            file = self.pool.committee_file(version)
+            try:
+                return None if file is None else checkpoint.load(file, self.task, device=default_device())
+            except MismatchError as error:
+                logger.warning("no committee is used: %s", error)
+                return None
+            except CheckpointError as error:
+                logger.error("model version %d is damaged and withdrawn: %s", version, error)
+                self.pool.withdraw(version)
+        return None
 
     def prune(self) -> None:
         """Removes the files of all but the last versions."""

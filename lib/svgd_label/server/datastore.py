@@ -41,7 +41,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         pool: the pool, over the state folder's database.
         task: gives the values of the structures.
         auto_reload: follow what happens in the folder.
-        on_change: called after something has happened there.
+        on_change: called after something has happened there, other than a save; must not take long.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         self._state = state
         self._task = task
         self._auto_reload = auto_reload
+        self._on_change = on_change
         self._database = pool.database
         self._datastore_path = str(self.studies.folder)
         self._extensions = [f"*{extension}" for extension in EXTENSIONS]
@@ -157,6 +158,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                 present.unlink()
             self.studies.check([image], [])
             self.studies.update_info(image, dictionary(image_info or {}))
+        self._on_change()
         return image
 
     def remove_image(self, image_id: str) -> None:
@@ -169,6 +171,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                 self.labels.remove(image_id, tag)
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             self.studies.check([image_id], [])
+        self._on_change()
 
     # Labels
 
@@ -245,6 +248,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         with storing():
             if not self.labels.remove(plain_image(label_id), plain_tag(label_tag)):
                 raise HTTPException(404, f"There is no label {label_id} with the tag {label_tag}.")
+        self._on_change()
 
     # The whole
 

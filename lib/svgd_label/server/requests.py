@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from svgd_label.errors import UserError
 
 # What MONAI Label and its viewers put into every request besides.
-_FOREIGN = frozenset({"model", "client_id", "gpus", "multi_gpu", "local_rank", "name", "enqueue", "bundle_path"})
+_FOREIGN = frozenset({"model", "client_id", "gpus", "local_rank", "name", "enqueue", "bundle_path"})
 
 
 class RequestError(UserError):
@@ -27,7 +28,16 @@ class TrainRequest(BaseModel):
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    multi_gpu: Literal[False] = False
+    """Several GPUs are refused until they are used right."""
     tracking: Literal["none", "mlflow"] = "none"
+
+    @field_validator("device")
+    @classmethod
+    def _there(cls, device: str) -> str:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("this machine has no CUDA device; take auto or cpu")
+        return device
 
     @classmethod
     def read(cls, request: dict[str, Any]) -> "TrainRequest":

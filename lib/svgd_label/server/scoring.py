@@ -31,7 +31,7 @@ class EntropyMI(ScoringMethod):  # type: ignore[misc]
         Raises:
             HTTPException: 409 where there is no committee yet.
         """
-        current = self.committees.current()
+        current = self.committees.read_newest()
         if current is None:
             raise HTTPException(409, "there is no trained committee yet, so nothing can be scored: train first")
         pool = self.committees.pool
@@ -46,7 +46,7 @@ class EntropyMI(ScoringMethod):  # type: ignore[misc]
             limit=scoring_limit(self.conf, default_device()),
             on_progress=lambda done, total: logger.info("scored %d of %d images", done, total),
         )
-        return log_scoring(result)
+        return log_scoring(pool, result)
 
 
 def paths(datastore: Datastore, pool: Pool) -> dict[str, str]:
@@ -59,14 +59,15 @@ def scoring_limit(conf: Conf, device: torch.device) -> int | None:
     return conf.scoring_limit if device.type == "cpu" else None
 
 
-def log_scoring(result: ScoringResult) -> dict[str, Any]:
-    """Says what a scoring run did, in the log and as JSON."""
+def log_scoring(pool: Pool, result: ScoringResult) -> dict[str, Any]:
+    """Says what a scoring run did, and which images cannot be used, in the log and as JSON."""
     step = result.acquisition
     answer = {
         "model_version": result.version,
         "scored": result.scored,
         "pool": result.pool,
-        "unusable": result.unusable,
+        "limited": result.limited,
+        "unusable": {**pool.unusable(), **result.unusable},
         "picks": step.picks if step else None,
         "to_label": step.annotated if step else None,
         "repeated": step.repeated if step else None,

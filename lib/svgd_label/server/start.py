@@ -51,10 +51,10 @@ def serve(
     port: int = 8000,
     conf: Mapping[str, str] | None = None,
 ) -> None:
-    """Serves a folder or a DICOMweb server until Ctrl-C.
+    """Serves a folder of images until Ctrl-C.
 
     Args:
-        studies: a folder of images or the address of a DICOMweb server; None: the sample study.
+        studies: a folder of images; None: the sample study.
         task: a preset or the path of a YAML file; None: ``sample`` for the sample study, else ``hippocampus``.
         host: the address to listen on; the default is reached from this machine only.
         port: the port to listen on.
@@ -80,7 +80,9 @@ def prepare(studies: str | None, task: str | None, *, host: str, port: int, conf
     if studies is None:
         place, is_sample = str(_sample_study(ROOT / "studies" / "sample")), True
     else:
-        place, is_sample = studies if is_web(studies) else str(_check_folder(studies)), False
+        if is_web(studies):
+            raise StartError(f"{studies}: this version serves a folder of images, not a DICOMweb server")
+        place, is_sample = str(_check_folder(studies)), False
     task = task or conf.get("task") or ("sample" if is_sample else "hippocampus")
     chosen = {**conf, "task": task}
     _check_settings(chosen)
@@ -212,10 +214,6 @@ def _welcome(studies: str, task: str, host: str, port: int) -> str:
         f"  3D Slicer   module MONAI Label, server {address}, then 'Next Sample'",
         f"  Browser     {address}/ lists everything the server can do, and tries it",
     ]
-    if is_web(studies):
-        lines.append(f"  OHIF        {address}/ohif/")
-    else:
-        lines.append("  OHIF        needs a DICOMweb server as studies; for a folder take 3D Slicer")
     lines += [
         "",
         "What to try from another terminal, the image to label next:",

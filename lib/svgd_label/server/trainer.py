@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from fastapi import HTTPException
 from ignite.engine import Engine
@@ -54,6 +56,8 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
             stats: dict[str, Any] = json.loads(self.stats_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # none yet; a damaged one must not take every endpoint with it
             return {}
+        if stats.get("status") in ("training", "scoring") and not psutil.pid_exists(stats.get("process", -1)):
+            stats["status"] = "stopped"
         return stats
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -67,6 +71,9 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         except UserError as error:
             self._write_stats({**self.stats(), "status": "failed", "error": str(error)})
             raise HTTPException(400, str(error)) from error
+        except Exception as error:
+            self._write_stats({**self.stats(), "status": "failed", "error": f"{type(error).__name__}, see the log"})
+            raise
 
     def _run(self, request: TrainRequest, datastore: Datastore) -> dict[str, Any]:
         pool = self.committees.pool
@@ -74,7 +81,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         seed = self.conf.seed if request.seed is None else request.seed
         device = default_device() if request.device == "auto" else torch.device(request.device)
         version = pool.next_version()
-        warm = self.committees.current() if request.pretrained and task.warm_start else None
+        warm = self.committees.read_newest() if request.pretrained and task.warm_start else None
         committee = warm.committee if warm else checkpoint.new_committee(task, seed=seed)
         committee.to(device)
 
@@ -88,6 +95,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         stats: dict[str, Any] = {
             "version": version,
             "started": time.time(),
+            "process": os.getpid(),
             "training_list": {case.id: case.frequency for case in cases},
             "validation_list": [case.id for case in validation],
             "status": "training",
@@ -104,8 +112,6 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
             log_folder=pool.database.folder / "tensorboard" / f"{version:05d}",
             attach=self._tracking() if request.tracking == "mlflow" else None,
         )
-        for image, reason in result.unusable.items():
-            pool.mark_unusable(image, reason)
         file = self.committees.file(version)
         checkpoint.save(file, committee, task, version=version)
         pool.publish(
@@ -136,8 +142,10 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
             seed=self.conf.seed,
             limit=scoring_limit(self.conf, device),
         )
-        log_scoring(scoring)
-        stats |= {"status": "done", "unusable": {**result.unusable, **scoring.unusable}, "ended": time.time()}
+        answer = log_scoring(pool, scoring)
+        ended = time.time()
+        stats |= {"status": "done", "unusable": {**result.unusable, **answer["unusable"]}, "ended": ended}
+        stats["total_time"] = round(ended - stats["started"], 1)  # by which the Slicer module knows the end
         self._write_stats(stats)
         return stats
 
@@ -165,8 +173,12 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
 
     def _write_stats(self, stats: dict[str, Any]) -> None:
         temporary = self.stats_file.with_name(f".{self.stats_file.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(stats), encoding="utf-8")
-        temporary.replace(self.stats_file)
+        try:
+            # NaN is no JSON: one in here would take down every endpoint that shows the app's info.
+            temporary.write_text(json.dumps(stats, allow_nan=False), encoding="utf-8")
+            temporary.replace(self.stats_file)
+        except (OSError, ValueError) as error:  # a training is worth more than its statistics
+            logger.warning("the statistics of the training could not be written: %s", error)
 
 
 class _StatsReport:
@@ -177,17 +189,17 @@ class _StatsReport:
         self.logged = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
-        dice = progress.validation_dice
-        mean = sum(dice) / len(dice) if dice else None
+        known = [dice for dice in progress.validation_dice or () if dice is not None]
+        if known:  # left out without any: the Slicer module takes whatever stands here for a number
+            self.stats["best_metric"] = round(sum(known) / len(known), 4)
         self.stats |= {
             # The names that the OHIF panel and the Slicer module read.
             "epoch": progress.part,
             "total_epochs": progress.parts,
-            "best_metric": None if mean is None else round(mean, 4),
             "step": progress.step,
             "steps": progress.steps,
-            "loss": progress.loss,
-            "validation_dice": dice,
+            "loss": progress.loss if math.isfinite(progress.loss) else None,
+            "validation_dice": progress.validation_dice,
             "distance_between_particles": progress.distance,
             "seconds_left": round(progress.seconds_left),
         }

@@ -76,6 +76,7 @@ class Task(_Strict):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.001
     schedule: Literal["constant", "cosine"] = "cosine"
     augment: bool = True
+    flip_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] = (0, 1, 2)
     likelihood: Likelihood = Likelihood.LOG_DICE
     temperature: Annotated[float, Field(gt=0)] = 1.0
     bandwidth: Annotated[float, Field(gt=0)] | None = None
@@ -113,6 +114,12 @@ class Task(_Strict):
         )
         if name not in known:
             raise ValueError(f"not an optimizer of torch.optim; known are {', '.join(known)}")
+        weight = torch.nn.Parameter(torch.zeros(1, 1, 2, 2, 2))
+        weight.grad = torch.ones_like(weight)
+        try:
+            getattr(torch.optim, name)([weight], lr=0.1).step()
+        except Exception as error:  # one wants a closure, one sparse gradients, one matrices
+            raise ValueError("this optimizer cannot take plain steps on convolution weights; take Adam") from error
         return name
 
     @model_validator(mode="after")
@@ -122,7 +129,7 @@ class Task(_Strict):
             raise ValueError(f"aliases: {', '.join(unknown)} is no structure of this task ({', '.join(self.labels)})")
         if self.patches and self.mi_grid == "padded":
             raise ValueError("mi_grid: padded needs whole volumes; with patches: true take a size such as [32, 32, 32]")
-        self._network()
+        self._check_network()
         return self
 
     @property
@@ -130,14 +137,14 @@ class Task(_Strict):
         """Number of classes with the background."""
         return len(self.labels) + 1
 
-    def _network(self) -> torch.nn.Module:
+    def _check_network(self) -> None:
         cls = getattr(nets, self.network.name, None)
         if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
             raise ValueError(f"network.name: monai.networks.nets has no network {self.network.name!r}")
         try:
-            network = cls(spatial_dims=3, in_channels=1, out_channels=self.classes, **self.network.arguments)
             with torch.device("meta"), torch.inference_mode():
-                shape = network.to("meta").eval()(torch.empty(1, 1, *self.window)).shape
+                network = cls(spatial_dims=3, in_channels=1, out_channels=self.classes, **self.network.arguments)
+                shape = network.eval()(torch.empty(1, 1, *self.window)).shape
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
@@ -148,7 +155,6 @@ class Task(_Strict):
                 f"network: {self.network.name} turns a window of {self.window} into {tuple(shape[-3:])}; "
                 "take a window whose sides it can halve"
             )
-        return network
 
     def build_network(self) -> torch.nn.Module:
         """One freshly initialised particle: (B, 1, *spatial) -> logits (B, classes, *spatial)."""

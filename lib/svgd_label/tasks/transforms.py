@@ -1,7 +1,10 @@
 """The transforms of a task, built once from it and shared by training, inference and scoring."""
 
+from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
@@ -21,8 +24,10 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from svgd_label.images import ImageError, load_label, load_volume
+from svgd_label.images import ImageError, load_volume
+from svgd_label.labels import LabelError, convert_label
 from svgd_label.tasks.task import Task
+from svgd_label.volume_files import Unusable, check_memory, times
 
 
 def to_grid(task: Task, *, label: bool = False) -> Compose:
@@ -36,6 +41,27 @@ def to_grid(task: Task, *, label: bool = False) -> Compose:
             Spacing(pixdim=task.spacing, mode="nearest" if label else "bilinear", padding_mode="border", dtype=None)
         )
     return Compose(steps)
+
+
+def on_grid(task: Task, image: MetaTensor, transform: Compose) -> MetaTensor:
+    """An image on the task's grid, by the ``to_grid`` that can lead back.
+
+    Raises:
+        ImageError: the sizes that its header gives to its voxels would make a volume of a single one, or of more than
+            fit into memory.
+    """
+    name = Path(str(image.meta.get("filename_or_obj", "an image"))).name
+    if task.spacing is not None:
+        axes = nibabel.io_orientation(np.asarray(image.affine))[:, 0]
+        sides = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0) * (np.array(image.shape[1:]) - 1)
+        voxels = [int(side / task.spacing[int(axis)]) + 1 for side, axis in zip(sides, axes, strict=True)]
+        try:
+            check_memory(voxels, 3 * 4)
+        except Unusable as error:
+            raise ImageError(f"{name}: on the task's grid, {error}") from error
+        if min(voxels) < 2:
+            raise ImageError(f"{name}: on the task's grid it has {times(voxels)} voxels; are its voxel sizes right?")
+    return MetaTensor(transform(image))
 
 
 def normalise(task: Task, image: MetaTensor) -> MetaTensor:
@@ -57,12 +83,20 @@ def prepare_image(task: Task, path: str) -> MetaTensor:
     Raises:
         ImageError: the image cannot be used.
     """
-    return normalise(task, to_grid(task)(load_volume(path)))
+    return normalise(task, on_grid(task, load_volume(path), to_grid(task)))
 
 
-def prepare_label(task: Task, path: str) -> MetaTensor:
-    """One label on the task's grid: (1, D, H, W) uint8 with the task's values."""
-    return MetaTensor(to_grid(task, label=True)(load_label(path)).to(torch.uint8))
+def load_label(task: Task, image: str, label: str) -> MetaTensor:
+    """A stored label on its image's own grid, (1, X, Y, Z) uint8 with the task's values.
+
+    Raises:
+        ImageError: it cannot be read, does not lie on its image, or holds a value that is no structure of the task.
+    """
+    try:
+        found = convert_label(Path(label), None, image=Path(image), labels=task.labels, aliases=task.aliases)
+    except LabelError as error:
+        raise ImageError(f"{Path(label).name}: {error}") from error
+    return MetaTensor(torch.from_numpy(found.array).unsqueeze(0), affine=torch.as_tensor(found.affine))
 
 
 def prepare_case(task: Task, image: str, label: str) -> dict[str, Tensor]:
@@ -71,13 +105,9 @@ def prepare_case(task: Task, image: str, label: str) -> dict[str, Tensor]:
     Raises:
         ImageError: one of the two cannot be used, or they do not belong together.
     """
-    prepared = {"image": prepare_image(task, image), "label": prepare_label(task, label)}
-    if prepared["image"].shape != prepared["label"].shape:
-        raise ImageError(
-            f"{label}: the label has {tuple(prepared['label'].shape[1:])} voxels on the task's grid, "
-            f"its image {tuple(prepared['image'].shape[1:])}"
-        )
-    return {key: value.as_tensor() for key, value in prepared.items()}
+    prepared = prepare_image(task, image).as_tensor()
+    reference = to_grid(task, label=True)(load_label(task, image, label).to(torch.float32))
+    return {"image": prepared, "label": torch.as_tensor(reference).to(torch.uint8)}
 
 
 def training_transforms(task: Task) -> Compose:
@@ -93,7 +123,7 @@ def training_transforms(task: Task) -> Compose:
         RandCropByPosNegLabeld(keys=both, label_key="label", spatial_size=task.window, pos=1, neg=1, num_samples=1),
     ]
     if task.augment:
-        steps += [RandFlipd(keys=both, prob=0.5, spatial_axis=axis) for axis in range(3)]
+        steps += [RandFlipd(keys=both, prob=0.5, spatial_axis=axis) for axis in task.flip_axes]
         steps += [
             RandAffined(
                 keys=both,

@@ -1,0 +1,67 @@
+"""What every benchmark has in common: what it returns, how two sides are timed in one run, where the figures go."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from svgd_label import hardware
+
+RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One comparison. ``ratio`` is ours / theirs, the median over pairs that ran one right after the other."""
+
+    name: str
+    ratio: float
+    target: float
+    ours: float
+    theirs: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio is at most the target."""
+        return self.ratio <= self.target
+
+
+def paired(ours: Callable[[], object], theirs: Callable[[], object], *, pairs: int) -> tuple[float, float, float]:
+    """Times both sides in turn after one warm-up of each.
+
+    This way a machine that is shared, and now faster, now slower, disturbs both sides alike.
+
+    Returns:
+        The median of the ratios pair by pair, and the medians of ours and theirs in seconds.
+    """
+    times: list[tuple[float, float]] = []
+    for number in range(pairs + 1):
+        pair = []
+        for side in (ours, theirs):
+            started = time.perf_counter()
+            side()
+            pair.append(time.perf_counter() - started)
+        if number:
+            times.append((pair[0], pair[1]))
+    return (
+        statistics.median(a / b for a, b in times),
+        statistics.median(a for a, _ in times),
+        statistics.median(b for _, b in times),
+    )
+
+
+def write(measurement: Measurement, *, command: str) -> Path:
+    """Writes ``results/benchmarks/NAME.json``."""
+    content = {
+        **{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(measurement).items()},
+        "met": measurement.met,
+        "hardware": hardware.describe(),
+        "command": command,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{measurement.name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,111 @@
+"""Which committee the server uses: shipped, published, damaged or of another task."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from svgd_label import checkpoint
+from svgd_label.checkpoint import new_committee, save
+from svgd_label.errors import UserError
+from svgd_label.pool import Database, Pool
+from svgd_label.server.app import _check_labels
+from svgd_label.server.committees import Committees
+from svgd_label.tasks import Task
+
+TINY = Task.model_validate(
+    {
+        "name": "tiny",
+        "labels": ["one", "two"],
+        "window": [16, 16, 16],
+        "network": {"name": "UNet", "arguments": {"channels": [4, 8], "strides": [2]}},
+        "particles": 2,
+    }
+)
+
+
+@pytest.fixture
+def committees(tmp_path: Path) -> Iterator[Committees]:
+    database = Database(tmp_path, task="tiny")
+    yield Committees(Pool(database, validation="none", max_frequency=3), TINY, tmp_path / "committees")
+    database.close()
+
+
+def publish(committees: Committees, version: int) -> None:
+    save(committees.file(version), new_committee(TINY, seed=version), TINY, version=version)
+    committees.pool.publish(version, committees.file(version), {})
+
+
+def version_of(committees: Committees) -> int | None:
+    current = committees.current()
+    return None if current is None else current.version
+
+
+def test_the_newest_is_used_and_read_once(committees: Committees) -> None:
+    assert version_of(committees) is None
+    publish(committees, 1)
+    assert version_of(committees) == 1
+    assert committees.current() is committees.current()
+    publish(committees, 2)
+    assert version_of(committees) == 2
+
+
+def test_a_damaged_one_is_withdrawn_for_the_one_before(committees: Committees) -> None:
+    publish(committees, 1)
+    publish(committees, 2)
+    committees.file(2).write_bytes(b"half a file")
+    assert version_of(committees) == 1
+    assert committees.pool.model_version() == 1
+
+
+def test_one_of_another_network_is_kept_but_not_used(committees: Committees) -> None:
+    publish(committees, 1)
+    other = Committees(committees.pool, TINY.model_copy(update={"particles": 3}), committees.folder)
+    assert version_of(other) is None
+    assert version_of(committees) == 1
+
+
+def test_a_copy_to_be_trained_is_not_the_one_that_infers(committees: Committees) -> None:
+    publish(committees, 1)
+    current, copy = committees.current(), committees.read_newest()
+    assert current is not None
+    assert copy is not None
+    next(copy.committee.parameters()).data.zero_()
+    assert next(current.committee.parameters()).abs().sum() > 0
+
+
+def test_after_the_index_was_lost_the_files_are_taken_over(committees: Committees, tmp_path: Path) -> None:
+    publish(committees, 3)
+    again = Pool(Database(tmp_path / "new", task="tiny"), validation="none", max_frequency=3)
+    found = Committees(again, TINY, committees.folder)
+    found.adopt_files()
+    assert version_of(found) == 3
+
+
+def test_the_shipped_one_is_version_zero_where_nothing_newer_is_there(
+    committees: Committees, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "tiny.pt"
+    save(shipped, new_committee(TINY, seed=9), TINY, version=0, half=True)
+    monkeypatch.setattr(checkpoint, "shipped", lambda task: shipped)
+    committees.adopt_shipped()
+    assert version_of(committees) == 0
+    publish(committees, 1)
+    committees.adopt_shipped()
+    assert version_of(committees) == 1
+
+
+def test_only_the_last_files_are_kept(committees: Committees) -> None:
+    for version in range(6):
+        publish(committees, version)
+    committees.prune()
+    assert sorted(file.name for file in committees.folder.iterdir()) == ["00003.pt", "00004.pt", "00005.pt"]
+
+
+def test_structures_may_be_added_at_the_end_and_nowhere_else(committees: Committees) -> None:
+    database = committees.pool.database
+    _check_labels(database, TINY)
+    _check_labels(database, TINY.model_copy(update={"labels": ("one", "two", "three")}))
+    for labels in [("two", "one", "three"), ("one", "two"), ("one", "new", "two", "three")]:
+        with pytest.raises(UserError, match="saved for the structures one, two, three"):
+            _check_labels(database, TINY.model_copy(update={"labels": labels}))

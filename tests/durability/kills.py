@@ -94,14 +94,13 @@ def _wait_for(server: Server, moment: str, rng: np.random.Generator) -> None:
 
     def has_come() -> bool:
         stats = server.train_stats()
-        return stats.get("version") != version and (stats.get("step", 0) > 0 or stats["status"] != "training")
+        assert stats.get("status") != "failed", f"{stats}\n{server.log_tail()}"
+        if stats.get("version") == version:
+            return False
+        return stats["status"] != "training" or (moment == "training" and stats.get("step", 0) > 0)
 
-    if moment == "training":
-        server.wait_for(has_come, "a step of the training")
-        time.sleep(rng.uniform(0, 0.3))
-    else:
-        server.wait_for(lambda: server.train_stats().get("status") == "scoring", "the scoring")
-        time.sleep(rng.uniform(0, 0.5))
+    server.wait_for(has_come, f"the {moment}", seconds=120)
+    time.sleep(rng.uniform(0, 0.4))
 
 
 def _check_answers(server: Server, ledger: Ledger) -> None:

@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from svgd_label import hardware
@@ -22,6 +22,8 @@ class Measurement:
     ours: float
     theirs: float
     unit: str
+    details: dict[str, float] = field(default_factory=dict)
+    """Further figures of the same run, each under a name that says its unit."""
 
     @property
     def met(self) -> bool:

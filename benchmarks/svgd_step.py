@@ -1,7 +1,7 @@
 """One SVGD step with M particles against M plain training steps of one network, on the same batches.
 
 Ours is the training engine's own iteration: forward and backward of every particle, kernel, velocity, Adam. Theirs is
-what anyone would write for one network: forward, the same loss, backward, Adam; M of them, each on a network of its own.
+what anyone would write for one network: forward, the same loss, backward, Adam; M of them, each on its own network.
 """
 
 from types import SimpleNamespace

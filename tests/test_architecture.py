@@ -21,7 +21,7 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "pool": ("errors",),
     "images": ("errors",),
     "labels": ("errors", "images"),
-    "tasks": ("errors", "images", "likelihood"),
+    "tasks": ("errors", "images", "labels", "likelihood"),
     "inference": ("images", "svgd", "tasks", "uncertainty"),
     "scoring": ("images", "inference", "pool", "similarity", "svgd", "tasks", "uncertainty"),
     "training": ("device", "errors", "images", "inference", "likelihood", "svgd", "tasks"),

@@ -9,7 +9,7 @@ import nrrd
 import numpy as np
 import pytest
 
-from svgd_label.images import ImageError, geometry, load_label, load_volume
+from svgd_label.images import ImageError, geometry, load_volume
 
 from .conftest import blob, save_nifti
 
@@ -55,10 +55,6 @@ def test_a_folder_of_dicom_is_one_volume(dicom_series: Path) -> None:
 def test_a_single_channel_in_a_fourth_axis_is_taken(tmp_path: Path) -> None:
     array, _ = blob((8, 9, 10), 0)
     assert load_volume(save_nifti(tmp_path / "a.nii.gz", array[..., None])).shape == (1, 8, 9, 10)
-
-
-def test_an_empty_label_is_a_label(tmp_path: Path) -> None:
-    assert load_label(save_nifti(tmp_path / "a.nii.gz", np.zeros((8, 9, 10), np.uint8))).sum() == 0
 
 
 def bad_files(folder: Path) -> dict[str, Path]:

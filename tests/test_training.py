@@ -12,6 +12,9 @@ import torch
 from ignite.engine import Engine, Events
 
 from svgd_label.checkpoint import new_committee
+from svgd_label.device import training_autocast
+from svgd_label.likelihood import dice_log_likelihood
+from svgd_label.svgd import phi
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import prepare_case, training_transforms
 from svgd_label.training import Case, Progress, TrainingError, train
@@ -56,6 +59,33 @@ def test_one_seed_gives_one_committee(tmp_path: Path, tiny: Task) -> None:
     first = run(5)
     assert torch.equal(first, run(5))
     assert not torch.equal(first, run(6))
+
+
+def test_each_step_moves_every_particle_by_phi_of_its_own_gradient_on_the_steps_batch(
+    tmp_path: Path, tiny: Task
+) -> None:
+    task = tiny.model_copy(update={"optimizer": "SGD", "learning_rate": 0.1, "schedule": "constant"})
+    committee, by_hand = new_committee(task, seed=1), new_committee(task, seed=1)
+    batches: list[Any] = []
+
+    def attach(engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: batches.append(e.state.batch))
+
+    train(task, [case(tmp_path, "a"), case(tmp_path, "b")], committee, seed=0, attach=attach)
+    assert len(batches) == task.steps
+    for batch in batches:
+        scores = []
+        for particle in by_hand.particles:
+            with training_autocast(torch.device("cpu")):
+                logits = particle(batch["image"].contiguous(memory_format=torch.channels_last_3d))
+            gradients = torch.autograd.grad(dice_log_likelihood(logits, batch["label"]), list(particle.parameters()))
+            scores.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        moved = by_hand.matrix() + 0.1 * phi(by_hand.matrix(), torch.stack(scores))
+        for particle, vector in zip(by_hand.particles, moved, strict=True):
+            parts = vector.split([p.numel() for p in particle.parameters()])
+            for parameter, part in zip(particle.parameters(), parts, strict=True):
+                parameter.data.copy_(part.view(parameter.shape))
+    torch.testing.assert_close(committee.matrix(), by_hand.matrix(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -219,3 +249,10 @@ def test_a_structure_that_no_validation_label_has_is_left_open(tmp_path: Path, t
     assert result.validation_dice is not None
     assert result.validation_dice[0] is not None
     assert result.validation_dice[1] is None
+
+
+def test_an_empty_label_is_a_label(tmp_path: Path, tiny: Task) -> None:
+    empty = case(tmp_path, "a")
+    save_nifti(Path(empty.label), np.zeros((12, 14, 13), np.uint8))
+    assert prepare_case(tiny, empty.image, empty.label)["label"].sum() == 0
+    assert train(tiny, [empty], new_committee(tiny, seed=0), seed=0).unusable == {}

@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from svgd_label.tasks import Task
-from svgd_label.tasks.transforms import normalise, prepare_case, prepare_image, prepare_label, training_transforms
+from svgd_label.tasks.transforms import normalise, prepare_case, prepare_image, training_transforms
 
 from .conftest import blob, save_nifti
 
@@ -31,7 +31,9 @@ def test_a_resampled_label_holds_no_value_that_it_did_not_hold(tmp_path: Path, t
     task = tiny.model_copy(update={"spacing": (1.0, 1.0, 1.0)})
     label = np.zeros((6, 6, 6), np.uint8)
     label[2:4, 2:4, 2:4] = 2
-    found = prepare_label(task, str(save_nifti(tmp_path / "l.nii.gz", label, np.diag([1.5, 2.0, 2.5, 1]))))
+    affine = np.diag([1.5, 2.0, 2.5, 1])
+    files = [save_nifti(tmp_path / n, a, affine) for n, a in (("a.nii", blob((6, 6, 6), 0)[0]), ("l.nii", label))]
+    found = prepare_case(task, *map(str, files))["label"]
     assert found.shape[1:] != label.shape
     assert found.unique().tolist() == [0, 2]  # a mixture of 0 and 2 would be 1
 

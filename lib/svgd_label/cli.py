@@ -105,7 +105,8 @@ def bench(
 ) -> None:
     """Measure against the alternatives; the figures go to results/benchmarks/."""
     sys.path.insert(0, str(ROOT))  # the benchmarks stand beside the package, not in it
-    known = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("__init__", "common"))
+    files = (ROOT / "benchmarks").glob("*.py")
+    known = sorted(file.stem for file in files if not file.stem.startswith(("_", "common")))
     if name is not None and name not in known:
         raise UserError(f"there is no benchmark {name!r}; known are {', '.join(known)}")
     from benchmarks import common

@@ -64,18 +64,16 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
     """
     volume = load_volume(path)
     grid = to_grid(task)
-    resampled = on_grid(task, volume, grid)
+    moved = on_grid(task, volume, grid)
     device = next(committee.parameters()).device
-    image = normalise(task, resampled).as_tensor().to(device)
+    image = normalise(task, moved).as_tensor().to(device)
     committee.eval()
     probabilities = sliding_window(task, lambda x: committee(x.contiguous(memory_format=torch.channels_last_3d)), image)
-    # Argmax before going back: one label map is resampled, not C probability volumes.
+    # Argmax before going back: one label map is moved, not C probability volumes.
     label_map = MetaTensor(
         probabilities.argmax(dim=0, keepdim=True).to(torch.float32).cpu(),
-        affine=resampled.affine,
-        applied_operations=convert_applied_interp_mode(
-            resampled.applied_operations, mode="nearest", align_corners=None
-        ),
+        affine=moved.affine,
+        applied_operations=convert_applied_interp_mode(moved.applied_operations, mode="nearest", align_corners=None),
     )
     restored = grid.inverse(label_map)
     labels = restored[0].as_tensor().round().to(torch.uint8).numpy()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from svgd_label.errors import UserError
 from svgd_label.images import geometry
-from svgd_label.volume_files import HEADER_ROOM, SPACES
+from svgd_label.images.files import HEADER_ROOM, SPACES
 
 BACKGROUND = "background"
 TOLERANCE = 1e-3  # mm, at the corners of the volume

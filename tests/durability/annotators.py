@@ -65,7 +65,7 @@ class Worker(threading.Thread):
         raise NotImplementedError
 
     def ask(
-        self, what: str, method: str, path: str, *, expected: tuple[int, ...] = (200,), **arguments: object
+        self, what: str, method: str, path: str, *, expected: tuple[int, ...] = (200,), **arguments: Any
     ) -> requests.Response:
         """A timed request."""
         began = time.monotonic()

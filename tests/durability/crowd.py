@@ -86,7 +86,7 @@ class Saver(threading.Thread):
             while True:
                 image = str(self.rng.choice(self.images))
                 is_labelled = self.ledger.current.get(image) is not None
-                self._delete(image) if is_labelled and self.rng.random() < 0.3 else self._save(image)
+                self._withdraw(image) if is_labelled and self.rng.random() < 0.3 else self._save(image)
         except requests.RequestException:
             return  # the server is gone
         except Exception as error:  # it would end the thread unseen, and the test would pass
@@ -101,7 +101,7 @@ class Saver(threading.Thread):
             self.ledger.acknowledge(image, label, self.name)
             self.saved += 1
 
-    def _delete(self, image: str) -> None:
+    def _withdraw(self, image: str) -> None:
         self.ledger.unanswered[image].append(None)
         parameters = {"id": image, "tag": "final"}
         answer = self.http.delete(f"{self.server.address}/datastore/label", params=parameters, timeout=120)

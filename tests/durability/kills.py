@@ -86,7 +86,7 @@ def _wait_for(server: Server, moment: str, rng: np.random.Generator) -> None:
         time.sleep(rng.uniform(0.1, 2))
         return
     time.sleep(1)  # there must be labels to train on
-    version = server.train_stats().get("version")
+    before = server.train_stats().get("started")  # not its version, which the one killed last had as well
     assert server.request("POST", "/train/svgd", json={}).ok, server.log_tail()
     if moment == "anywhere":
         time.sleep(rng.uniform(0, 12))
@@ -95,7 +95,7 @@ def _wait_for(server: Server, moment: str, rng: np.random.Generator) -> None:
     def has_come() -> bool:
         stats = server.train_stats()
         assert stats.get("status") != "failed", f"{stats}\n{server.log_tail()}"
-        if stats.get("version") == version:
+        if stats.get("started") == before:
             return False
         return stats["status"] != "training" or (moment == "training" and stats.get("step", 0) > 0)
 

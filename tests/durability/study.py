@@ -22,6 +22,7 @@ mi_grid: [8, 8, 8]
 
 def make_study(folder: Path, images: int) -> list[str]:
     """``images`` volumes in ``folder/studies`` and the task in ``folder/tiny.yaml``; the ids."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.yaml").write_text(TASK, encoding="utf-8")
     ids = [f"image_{number:05}" for number in range(images)]
     for number, image in enumerate(ids):

@@ -146,7 +146,7 @@ def _in_threads() -> APIRouter:
     for module in _NEVER_AWAITING:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
-                threaded.add_api_route(route.path, _plain(route.endpoint), methods=sorted(route.methods))
+                threaded.add_api_route(route.path, _plain(route.endpoint), methods=sorted(route.methods or ()))
     return threaded
 
 

@@ -18,16 +18,19 @@ from monai.transforms import (
     RandGaussianNoised,
     RandScaleIntensityd,
     ScaleIntensityRange,
-    ScaleIntensityRangePercentiles,
     Spacing,
     SpatialPadd,
 )
+from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
 
 from svgd_label.images import ImageError, load_volume
+from svgd_label.images.files import NoMemory, Unusable, check_memory, times
 from svgd_label.labels import LabelError, convert_label
 from svgd_label.tasks.task import Task
-from svgd_label.volume_files import Unusable, check_memory, times
+
+ROUNDING = 1e-5  # of a grey value: more than float32 loses when a volume is resampled
+LARGEST_SIDE = 10_000.0  # mm, longer than anything that is scanned
 
 
 def to_grid(task: Task, *, label: bool = False) -> Compose:
@@ -54,26 +57,32 @@ def on_grid(task: Task, image: MetaTensor, transform: Compose) -> MetaTensor:
     if task.spacing is not None:
         axes = nibabel.io_orientation(np.asarray(image.affine))[:, 0]
         sides = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0) * (np.array(image.shape[1:]) - 1)
+        if max(sides) > LARGEST_SIDE:
+            raise ImageError(f"{name}: it is {max(sides) / 1000:.3g} m long; are its voxel sizes right?")
         voxels = [int(side / task.spacing[int(axis)]) + 1 for side, axis in zip(sides, axes, strict=True)]
         try:
             check_memory(voxels, 3 * 4)
         except Unusable as error:
-            raise ImageError(f"{name}: on the task's grid, {error}") from error
+            raise ImageError(f"{name}: on the task's grid, {error}", passing=isinstance(error, NoMemory)) from error
         if min(voxels) < 2:
             raise ImageError(f"{name}: on the task's grid it has {times(voxels)} voxels; are its voxel sizes right?")
-    return MetaTensor(transform(image))
+    moved = transform(image)
+    assert isinstance(moved, MetaTensor)  # not made anew: that would forget the way back
+    return moved
 
 
 def normalise(task: Task, image: MetaTensor) -> MetaTensor:
     """Grey values to [0, 1], clipped, by the task's limits or the volume's own percentiles."""
     if task.intensity.clip is not None:
         low, high = task.intensity.clip
-        scaled = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
     else:
         assert task.intensity.percentiles is not None
-        low, high = task.intensity.percentiles
-        scaled = ScaleIntensityRangePercentiles(lower=low, upper=high, b_min=0.0, b_max=1.0, clip=True)(image)
-    # A volume whose percentiles coincide is divided by zero in there; as unscorable it must still be in [0, 1].
+        low, high = (float(percentile(image, at)) for at in task.intensity.percentiles)
+        if high - low <= ROUNDING * max(abs(low), abs(high)):
+            # What is left of a constant image is the rounding of its resampling; stretched, it would look like noise.
+            return MetaTensor(torch.zeros_like(image.as_tensor()), meta=image.meta)
+    scaled = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
+    # Grey values up to the end of float32 overflow in there; as unscorable they must still be in [0, 1].
     return MetaTensor(torch.as_tensor(scaled).nan_to_num(0.0).clamp(0.0, 1.0), meta=image.meta)
 
 

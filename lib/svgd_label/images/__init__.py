@@ -12,10 +12,10 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from svgd_label.errors import UserError
-from svgd_label.volume_files import EXTENSIONS, Unusable, open_volume, short
+from svgd_label.images.files import EXTENSIONS, NoMemory, Unusable, open_volume, short
 
 # pydicom and nibabel describe at length what the sentences below say shortly.
-logging.getLogger("nibabel.global").setLevel(logging.ERROR)
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 class ImageError(UserError):
@@ -90,7 +90,7 @@ def _sentences(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ImageError(f"{_name(path)}: there is no such file", passing=True) from error
     except Unusable as error:
-        raise ImageError(f"{_name(path)}: {error}") from error
+        raise ImageError(f"{_name(path)}: {error}", passing=isinstance(error, NoMemory)) from error
     except Exception as error:  # readers raise anything, from zlib.error to IndexError
         raise ImageError(f"{_name(path)}: cannot be read ({short(error)}); is the file complete?") from error
 

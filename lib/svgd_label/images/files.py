@@ -23,6 +23,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 HEADER_ROOM = 1 << 22  # bytes a file may hold besides its voxels: header, extensions, segment names
 LARGEST_GZIP_RATIO = 1032  # of deflate itself
+SLICE_TAGS = ("Rows", "Columns", "InstanceNumber", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
 UNEVEN = 0.2  # of the distance between slices; a missing slice is off by 1, a table's jitter by hundredths
 # Signs that take a NRRD space to RAS; one without a name is LPS, as MONAI and ITK read it.
 SPACES = {
@@ -38,6 +39,10 @@ SPACES = {
 
 class Unusable(Exception):
     """Why a file cannot be used, without its name."""
+
+
+class NoMemory(Unusable):
+    """The machine could hold it, but not now."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,11 @@ def times(shape: Sequence[int]) -> str:
 
 def check_memory(shape: Sequence[int], bytes_per_voxel: int) -> None:
     """Refuses what would not fit into the memory that is free now."""
-    if math.prod(shape) * bytes_per_voxel > psutil.virtual_memory().available:
+    needed, memory = math.prod(shape) * bytes_per_voxel, psutil.virtual_memory()
+    if needed > memory.total:
         raise Unusable(f"{times(shape)} voxels do not fit into this machine's memory")
+    if needed > memory.available:
+        raise NoMemory(f"{times(shape)} voxels do not fit into the memory that is free at present")
 
 
 def _nifti(path: Path) -> Volume:
@@ -90,15 +98,15 @@ def _nifti(path: Path) -> Volume:
     def opened() -> IO[bytes]:
         return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
+    with opened() as unpacked:
+        head = unpacked.read(HEADER_ROOM)
     try:
-        with opened() as stream:
-            head = stream.read(HEADER_ROOM)
         is_second = 540 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))  # sizeof_hdr
         kind = nibabel.Nifti2Image if is_second else nibabel.Nifti1Image
         header = kind.header_class.from_fileobj(BytesIO(head))
         dtype = header.get_data_dtype()
         offset = int(header["vox_offset"])
-    except Exception as error:  # from zlib.error to OverflowError
+    except Exception as error:  # from HeaderDataError to OverflowError
         raise Unusable(f"no NIfTI header can be read ({short(error)})") from error
     if dtype.fields is not None or dtype.kind not in "iufb":
         raise Unusable("holds colour or complex values; only single grey values can be used")
@@ -150,18 +158,16 @@ def _nrrd(path: Path) -> Volume:
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = directions.T, origin
     affine = _checked_affine(np.diag([*SPACES[space], 1.0]) @ affine)
-    unpack = {"raw": None, "gzip": gzip.GzipFile, "gz": gzip.GzipFile, "bzip2": bz2.BZ2File, "bz2": bz2.BZ2File}
+    unpack: dict[str, Any] = {"gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}
     encoding = header.get("encoding")
-    if encoding not in unpack:
+    if encoding != "raw" and encoding not in unpack:
         raise Unusable(f"the encoding {encoding!r} is not understood; save it as raw or gzip")
 
     def read() -> NDArray[Any]:
         expected = math.prod(shape) * dtype.itemsize
         with path.open("rb") as stream:
             stream.seek(begin)
-            opener = unpack[encoding]
-            source: Any = stream if opener is None else opener(stream, mode="rb")
-            data = source.read(expected + 1)
+            data = (stream if encoding == "raw" else unpack[encoding](stream)).read(expected + 1)
         if len(data) != expected:
             there = len(data) if len(data) < expected else "more"
             raise Unusable(f"{expected} bytes are announced, {there} are there")
@@ -183,15 +189,7 @@ def _dicom(folder: Path) -> Volume:
     if len({head.get("SeriesInstanceUID") for head in heads}) > 1:
         raise Unusable("its DICOM files are of several series; put each series into a folder of its own")
     for file, head in zip(files, heads, strict=True):
-        needed = (
-            "Rows",
-            "Columns",
-            "InstanceNumber",
-            "PixelSpacing",
-            "ImagePositionPatient",
-            "ImageOrientationPatient",
-        )
-        missing = [name for name in needed if head.get(name) in (None, "")]
+        missing = [name for name in SLICE_TAGS if head.get(name) in (None, "")]
         if missing:
             raise Unusable(f"{_plain(file)} lacks {' and '.join(missing)}, so it is no slice of a volume")
         if int(head.get("SamplesPerPixel") or 1) != 1 or int(head.get("NumberOfFrames") or 1) != 1:
@@ -205,7 +203,7 @@ def _dicom(folder: Path) -> Volume:
 
     reader = PydicomReader()
     # Given one by one: by itself it opens whatever lies in the folder, and takes [ ] in a folder's name for a pattern.
-    reader.filenames, reader.has_series = [[str(file) for file in files]], True
+    reader.filenames, reader.has_series = [[str(file) for file in files]], True  # type: ignore[list-item]
     array, meta = reader.get_data([pydicom.dcmread(file) for file in files])
     return Volume(shape, _checked_affine(meta["affine"]), lambda: array)
 

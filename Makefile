@@ -15,7 +15,7 @@ IN_VENV := .venv/bin/python
 SET_UP := sh .ci/setup
 
 .NOTPARALLEL:
-.PHONY: help serve test quick lint lock clean
+.PHONY: help serve test quick soak lint lock clean
 
 help:
 	@echo "make serve                       the server with the sample study, on http://127.0.0.1:8000"
@@ -23,6 +23,7 @@ help:
 	@echo "                                 the server with your own folder"
 	@echo "make test                        lint, types and all tests"
 	@echo "make quick                       lint, types and the quick tests, under 3 minutes"
+	@echo "make soak                        100 kills, then eight annotators for 20 minutes; about an hour"
 	@echo "make lock                        the pinned requirements anew, from pyproject.toml"
 	@echo "make clean                       remove .venv and what tools have left; never labels"
 
@@ -42,6 +43,10 @@ test: lint
 
 quick: lint
 	$(IN_VENV) -m pytest -m "not slow"
+
+soak:
+	@$(SET_UP) test
+	$(IN_VENV) tests/durability/soak.py
 
 lock:
 	@$(SET_UP) lock

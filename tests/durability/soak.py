@@ -107,10 +107,10 @@ def draw(record: Record, path: Path) -> None:
         above.plot(at / 60, seconds * 1000, ".", markersize=3, alpha=0.5, label=f"{what}, p99 {p99:.0f} ms")
     above.axhline(200, color="grey", linewidth=0.8, linestyle="--")
     above.set(ylabel="latency (ms)", yscale="log", title=f"{ANNOTATORS} annotators, training and scoring going on")
-    above.legend(loc="upper right")
+    above.legend(loc="lower right")
     at, megabytes = np.array(record.memory).T
     below.plot(at / 60, megabytes)
-    below.set(xlabel="minutes", ylabel="server's memory (MB)", ylim=(0, None))
+    below.set(xlabel="minutes", ylabel="server's memory (MB)", ylim=(0, 1.1 * max(megabytes)))
     figure.savefig(path, dpi=120)
 
 

@@ -245,6 +245,6 @@ def almost_constant(bright: int) -> Any:
     return image
 
 
-@pytest.mark.parametrize("bright", [1, 10, 100])
+@pytest.mark.parametrize("bright", [1, 10])
 def test_a_constant_image_with_some_bright_voxels_is_left_out(bright: int, task: Task, tmp_path: Path) -> None:
     assert "99 %" in refused(write(tmp_path / "a.nii", nifti(almost_constant(bright))), task)

@@ -227,7 +227,12 @@ class Studies:
     def _find_image(self, image: str, *, known_folder: bool) -> _File | None:
         file = self._find_file(self.folder, image)
         folder = self.folder / image
-        if image in _OUTSIDE or not folder.is_dir() or (file is None and not (known_folder or _holds_dicom(folder))):
+        if (
+            image in _OUTSIDE
+            or not folder.is_dir()
+            or not self._is_inside(folder)
+            or (file is None and not (known_folder or _holds_dicom(folder)))
+        ):
             return file
         if file is None:
             status = folder.stat()
@@ -239,13 +244,20 @@ class Studies:
         found = []
         for ext in EXTENSIONS:
             path = folder / f"{image}{ext}"
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gone, or a link that leads to itself
                 status = path.stat()
-                if stat.S_ISREG(status.st_mode):
+                if stat.S_ISREG(status.st_mode) and self._is_inside(path):
                     found.append(_File(path.name, ext, fingerprint_of(status), status.st_mtime))
         for other in found[1:]:
             self._warn(f"{folder / other.name} is left out: {found[0].name} has the same id.")
         return found[0] if found else None
+
+    def _is_inside(self, path: Path) -> bool:
+        """Whether a path leads to something in this folder: a link could show any file of the server."""
+        if not path.is_symlink() or path.resolve().is_relative_to(self.folder.resolve()):
+            return True
+        self._warn(f"{path} is a link that leads out of the folder and is left out.")
+        return False
 
     def _can_be_id(self, image: str) -> bool:
         if not is_plain_id(image) and not image.startswith("."):

@@ -1,6 +1,7 @@
 """What a client is told when a request cannot be met: a status and a sentence, as FastAPI passes them on."""
 
 import contextlib
+import json
 import logging
 import sqlite3
 from collections.abc import Iterator
@@ -46,9 +47,13 @@ def plain_tag(tag: Any) -> str:
 
 
 def dictionary(info: Any) -> dict[str, Any]:
-    """Parameters as a client sent them, or 400."""
+    """Parameters as a client sent them, or 400 where they are no object, or one that no answer could hold again."""
     if not isinstance(info, dict):
-        raise HTTPException(400, "The parameters must be a JSON object.")
+        raise HTTPException(400, "The parameters must be a JSON object, as in {}.")
+    try:
+        json.dumps(info, allow_nan=False, ensure_ascii=False, default=str).encode()
+    except (ValueError, RecursionError) as error:  # NaN, half a character, a thousand brackets
+        raise HTTPException(400, f"The parameters cannot be stored as JSON ({str(error)[:100]}).") from error
     return dict(info)
 
 

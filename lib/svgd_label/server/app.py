@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,12 @@ from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
 from svgd_label.server.infer import SVGDInfer
 from svgd_label.server.scoring import EntropyMI, paths
+from svgd_label.server.sessions import remove_expired
 from svgd_label.server.strategy import RandomStrategy, SVGDStrategy
 from svgd_label.server.trainer import SVGDTrainer
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import load_label
+from svgd_label.threads import set_thread_policy
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
     """Active learning with a committee trained by SVGD."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        set_thread_policy()  # for the training and scoring processes that are started from here
         try:
             self._server_mode = False  # the watcher may call before MONAI Label's constructor has set it
             self._refreshing = threading.Lock()
@@ -161,6 +165,11 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         if not self._server_mode:  # with run_sync, MONAI Label works inside the server
             psutil.Process().nice(10)
 
+    def cleanup_sessions(self) -> None:
+        """At start and every five minutes."""
+        if self._sessions is not None:
+            remove_expired(self._sessions)
+
     def _in_background(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
@@ -223,6 +232,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             if version is None or not self._refresh_wanted.is_set():
                 return  # nothing to refresh, or done by another that began after this one was wanted
             self._refresh_wanted.clear()
+            began = time.monotonic()
             try:
                 refresh_ranking(
                     self.pool,
@@ -233,6 +243,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
                 )
             except OutdatedVersion as error:  # a training's own ranking has come in between, and is newer
                 logger.info("ranking not refreshed: %s", error)
+            # With many labels in a row, requests would share this process with a ranking that never ends.
+            time.sleep(4 * (time.monotonic() - began))
 
 
 def _check_labels(database: Database, task: Task) -> None:

@@ -136,6 +136,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merges into what is stored of an image."""
+        if not isinstance(info.get("strategy", {}) if isinstance(info, dict) else {}, dict):
+            raise HTTPException(400, "strategy, where MONAI Label notes who was offered an image, must be an object.")
         if not self.studies.update_info(plain_image(image_id), dictionary(info)):
             raise unknown_image(image_id)
 
@@ -236,7 +238,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                     file,
                     info={**info, "ignored": converted.ignored, "missing": converted.missing},
                     client=None if client is None else str(client),
-                    model_version=version if isinstance(version, int) else None,
+                    model_version=version if isinstance(version, int) and 0 <= version < 2**31 else None,
                 )
             except KeyError as error:
                 raise unknown_image(image) from error
@@ -311,6 +313,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                 for case in cases:
                     for key, path in case.items():
                         for part in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]:
+                            if not part.is_file() or not part.resolve().is_relative_to(self.studies.folder):
+                                continue  # a link that leads out, or would never end
                             archive.write(part, arcname=str(Path(key) / part.relative_to(Path(path).parent)))
                 archive.writestr("metadata.json", json.dumps(self.json(), default=str))
         return str(file.name)

@@ -6,28 +6,36 @@ registered as plain ones run in FastAPI's thread pool.
 
 import inspect
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from monailabel.config import settings
-from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, model, scoring, session, train
+from monailabel.endpoints import batch_infer, datastore, infer, info, logs, model, ohif, scoring, session, train
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from svgd_label.server import guards
 from svgd_label.server.answers import plain_image, unknown_image
 from svgd_label.server.requests import RequestError, TrainRequest
 
+logger = logging.getLogger(__name__)
+
 TRAINER = "svgd"
-_NEVER_AWAITING = (info, datastore, train, scoring, batch_infer, session, model)
+_NEVER_AWAITING = (info, datastore, train, scoring, batch_infer, session, model, logs, ohif)
+# Reloading hangs the server for ever, there are no slides to be cut into tiles, and a folder has no DICOM server.
+_TAKEN_AWAY = ("/reload", "/infer/wsi", "/proxy/")
 
 router = APIRouter()
 _user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
-Parameters = Annotated[dict[str, Any] | None, Body()]
+# Any, because FastAPI cannot send back what it finds wrong with NaN.
+Parameters = Annotated[Any, Body()]
 
 
 @router.post("/infer/{model}")
@@ -39,40 +47,51 @@ def run_inference(
     session_id: str = "",
     params: Annotated[str, Form()] = "{}",
     file: Annotated[UploadFile | None, File()] = None,
-    label: Annotated[UploadFile | None, File()] = None,
     output: infer.ResultType | None = None,
     user: User = _user,
 ) -> Any:
     """Runs a model on an image of the study, of a session, or of the request; MONAI Label would take any path."""
-    _check_known("model", model, app_instance()._infers)
-    try:
-        given = json.loads(params or "{}")
-    except ValueError as error:
-        raise HTTPException(400, f"params is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise HTTPException(400, "params must be a JSON object, as in {}")
-    given.pop("image", None)  # it would take the place of the one that is checked
+    guards.known("model", model, app_instance()._infers)
+    given = guards.client_parameters(guards.json_object(params))
     given["client_id"] = _client(request, given, user)
+    if output is infer.ResultType.dicom_seg:
+        raise HTTPException(400, "a folder of images has no DICOM SEG: ask for image, json or all")
+    if file is not None:
+        guards.upload(file)
+    elif session_id:
+        session_id = guards.session_name(session_id)
+    elif not image:
+        raise HTTPException(400, "an image, a file or a session is needed")
     if image and file is None and not _is_in_study(image):
-        raise HTTPException(404, f"there is no image {image!r} in this study")
-    return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), file, label, output)
+        raise HTTPException(404, f"there is no image {image[:200]!r} in this study")
+    # Scribbles, which MONAI Label would take beside the image, are of no use to this model.
+    return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), file, None, output)
 
 
 @router.post("/activelearning/{strategy}")
 def next_sample(strategy: str, request: Request, params: Parameters = None, user: User = _user) -> Any:
     """The next image that nobody else holds."""
-    _check_known("strategy", strategy, app_instance()._strategies)
-    params = dict(params or {})
+    guards.known("strategy", strategy, app_instance()._strategies)
+    params = guards.client_parameters(params)
     params["client_id"] = _client(request, params, user)
-    return activelearning.sample(strategy, params, user.username)
+    app = app_instance()
+    # MONAI Label's own function gathers the app's whole info before, and rewrites the image's after: the pool knows.
+    proposed = app.next_sample({**params, "strategy": strategy})
+    if not proposed:
+        return {}
+    logger.info("next sample for %s: %s", params["client_id"], proposed)
+    return {**proposed, **app.datastore().get_image_info(proposed["id"])}
 
 
 @router.post("/svgd/flag", dependencies=[_user])
-def flag(image: str, reason: Annotated[str | None, Body(embed=True)] = None) -> dict[str, Any]:
-    """Takes an image out as unusable, with a reason such as "motion"; without one, puts it back."""
+def flag(image: str, params: Parameters = None) -> dict[str, Any]:
+    """Takes an image out as unusable, with a reason as in {"reason": "motion"}; without one, puts it back."""
     app = app_instance()
+    reason = guards.client_parameters(params).get("reason") or ""
+    if not isinstance(reason, str):
+        raise HTTPException(400, 'reason must be a text, as in {"reason": "motion"}')
     try:
-        app.pool.flag(plain_image(image), (reason or "").strip()[:200] or None)
+        app.pool.flag(plain_image(image), reason.strip()[:200] or None)
     except KeyError:
         raise unknown_image(image) from None
     app.on_flag(image)
@@ -83,14 +102,15 @@ def flag(image: str, reason: Annotated[str | None, Body(embed=True)] = None) -> 
 @router.post("/train/{model}", dependencies=[_admin])
 def run_training(model: str, params: Parameters = None, run_sync: bool = False, enqueue: bool = False) -> Any:
     """Starts a training, its parameters checked before a process is made for it."""
-    _check(model, params or {}, run_sync)
-    return train.run_model(model, params, run_sync, enqueue)
+    given = guards.client_parameters(params)
+    _check(model, given, run_sync)
+    return train.run_model(model, given, run_sync, enqueue)
 
 
 @router.post("/train/", dependencies=[_admin])
 def run_trainings(params: Parameters = None, run_sync: bool = False) -> Any:
     """What the OHIF panel calls: the parameters of each trainer under its name."""
-    given = (params or {}).get(TRAINER) or {}
+    given = guards.client_parameters(guards.client_parameters(params).get(TRAINER))
     _check(TRAINER, given, run_sync)
     # MONAI Label's own function would pass the whole body on besides, the trainer's name as one of its parameters.
     return {TRAINER: {"result": train.run_model(TRAINER, given, run_sync, enqueue=True), "detail": None}}
@@ -100,26 +120,22 @@ def _client(request: Request, params: dict[str, Any], user: User) -> str:
     """Who asks: told by login, else by the ``client_id`` that is sent, else by the address."""
     login = user.username if settings.MONAI_LABEL_AUTH_ENABLE else None
     address = request.client.host if request.client else None
-    return str(login or params.get("client_id") or address or "anonymous")
+    return str(login or params.get("client_id") or address or "anonymous")[:200]
 
 
 def _is_in_study(image: str) -> bool:
     """Whether an id, or the path of a file or folder, belongs to the studies folder."""
     app = app_instance()
     if os.sep in image:
-        return Path(image).resolve().is_relative_to(Path(app.studies).resolve())
+        try:
+            return Path(image).resolve().is_relative_to(Path(app.studies).resolve())
+        except (OSError, ValueError):  # a loop of links, a zero byte
+            return False
     return bool(app.datastore().get_image_uri(image))
 
 
-def _check_known(what: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise HTTPException(404, f"there is no {what} {name!r}; known are {', '.join(known)}")
-
-
-def _check(model: str, params: Any, run_sync: bool) -> None:
-    _check_known("trainer", model, [TRAINER])
-    if not isinstance(params, dict):
-        raise HTTPException(400, "the parameters of a training are a JSON object, as in {}")
+def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
+    guards.known("trainer", model, {TRAINER: None})
     if run_sync:
         raise HTTPException(400, "run_sync is not offered: a training runs beside the server, which goes on answering")
     try:
@@ -131,13 +147,13 @@ def _check(model: str, params: Any, run_sync: bool) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Puts these routes in front of MONAI Label's, and takes ``/reload`` away, which hangs the server for ever."""
+    """Puts these routes in front of MONAI Label's, and takes away what a server of a folder has no use for."""
     before = len(app.router.routes)
     app.include_router(router)
     app.include_router(_in_threads())
     routes = app.router.routes
     ours = routes[before:]
-    routes[:] = [*ours, *(route for route in routes[:before] if getattr(route, "path", None) != "/reload")]
+    routes[:] = [*ours, *(route for route in routes[:before] if not getattr(route, "path", "").startswith(_TAKEN_AWAY))]
 
 
 def _in_threads() -> APIRouter:
@@ -151,17 +167,25 @@ def _in_threads() -> APIRouter:
 
 
 def _plain(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """An ``async`` function that awaits nothing, as one that is not ``async``."""
+    """An ``async`` function that awaits nothing, as one that is not ``async`` and meets checked arguments only."""
 
     def run(**arguments: Any) -> Any:
-        coroutine = endpoint(**arguments)
+        coroutine = endpoint(**guards.checked(arguments))
         try:
             coroutine.send(None)
         except StopIteration as finished:
+            if isinstance(finished.value, FileResponse) and not Path(finished.value.path).is_file():
+                raise HTTPException(404, "there is no such file") from None
             return finished.value
         raise RuntimeError(f"{endpoint.__name__} awaits something")
 
     # Not functools.wraps: FastAPI would look through it and find the async function.
-    run.__signature__ = inspect.signature(endpoint, eval_str=True)  # type: ignore[attr-defined]
+    signature = inspect.signature(endpoint, eval_str=True)
+    parameters = [
+        # See Parameters. A form field, which is a str, stays one.
+        parameter.replace(annotation=Any, default=Body(None)) if dict in get_args(parameter.annotation) else parameter
+        for parameter in signature.parameters.values()
+    ]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__name__ = endpoint.__name__
     return run

@@ -16,7 +16,7 @@ from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, File, Fo
 from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from monailabel.config import settings
-from monailabel.endpoints import batch_infer, datastore, infer, info, logs, model, ohif, scoring, session, train
+from monailabel.endpoints import batch_infer, datastore, infer, info, logs, ohif, scoring, session, train
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
@@ -27,9 +27,9 @@ from svgd_label.server.requests import RequestError, TrainRequest
 logger = logging.getLogger(__name__)
 
 TRAINER = "svgd"
-_NEVER_AWAITING = (info, datastore, train, scoring, batch_infer, session, model, logs, ohif)
-# Reloading hangs the server for ever, there are no slides to be cut into tiles, and a folder has no DICOM server.
-_TAKEN_AWAY = ("/reload", "/infer/wsi", "/proxy/")
+_NEVER_AWAITING = (info, datastore, train, scoring, batch_infer, session, logs, ohif)
+# There are no slides to be cut into tiles, a folder has no DICOM server behind it, and committees come from training.
+_NOT_OFFERED = ("/infer/wsi/{_}", "/infer/wsi_v2/{_}", "/proxy/{_:path}", "/model/{_}", "/model/info/{_}")
 
 router = APIRouter()
 _user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
@@ -80,7 +80,7 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
     if not proposed:
         return {}
     logger.info("next sample for %s: %s", params["client_id"], proposed)
-    return {**proposed, **app.datastore().get_image_info(proposed["id"])}
+    return {**proposed, **app.datastore().get_image_info(proposed["id"]), "id": proposed["id"]}
 
 
 @router.post("/svgd/flag", dependencies=[_user])
@@ -147,13 +147,19 @@ def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Puts these routes in front of MONAI Label's, and takes away what a server of a folder has no use for."""
+    """Puts these routes in front of MONAI Label's, and takes ``/reload`` away, which hangs the server for ever."""
     before = len(app.router.routes)
+    for path in _NOT_OFFERED:
+        app.add_api_route(path, _not_offered, methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
     app.include_router(router)
     app.include_router(_in_threads())
     routes = app.router.routes
     ours = routes[before:]
-    routes[:] = [*ours, *(route for route in routes[:before] if not getattr(route, "path", "").startswith(_TAKEN_AWAY))]
+    routes[:] = [*ours, *(route for route in routes[:before] if getattr(route, "path", None) != "/reload")]
+
+
+def _not_offered() -> None:
+    raise HTTPException(404, "this server does not offer that")
 
 
 def _in_threads() -> APIRouter:

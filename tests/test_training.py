@@ -256,3 +256,22 @@ def test_an_empty_label_is_a_label(tmp_path: Path, tiny: Task) -> None:
     save_nifti(Path(empty.label), np.zeros((12, 14, 13), np.uint8))
     assert prepare_case(tiny, empty.image, empty.label)["label"].sum() == 0
     assert train(tiny, [empty], new_committee(tiny, seed=0), seed=0).unusable == {}
+
+
+def test_a_label_that_is_deleted_meanwhile_neither_ends_the_training_nor_blames_its_image(
+    tmp_path: Path, tiny: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, gone, before = (case(tmp_path, name) for name in ("kept", "gone", "before"))
+    Path(before.label).unlink()
+    train_result = train(
+        tiny,
+        [case(tmp_path, "a"), before],
+        new_committee(tiny, seed=0),
+        seed=0,
+        validation=[gone, kept],
+        on_progress=lambda _: Path(gone.label).unlink(missing_ok=True),
+    )
+    assert train_result.steps == tiny.steps
+    assert train_result.unusable == {}
+    assert train_result.validation_dice is not None
+    assert "gone.nii.gz" in caplog.text

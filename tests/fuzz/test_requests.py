@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import tarfile
 import uuid
 import zipfile
@@ -66,14 +65,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "secret.nii").write_bytes(nifti()[:352] + SECRET.encode())
     (folder / "secret.txt").write_text(SECRET)
     (server.studies / "linked.nii").symlink_to(folder / "secret.nii")
-    os.environ["MONAI_LABEL_SESSION_PATH"] = str(folder / "sessions")
+    (folder / "temporary").mkdir()
     half_made = folder / "sessions" / str(uuid.uuid4())
     half_made.mkdir(parents=True)  # as a kill in the middle of an upload leaves it
-    try:
-        yield server.start()
-    finally:
-        del os.environ["MONAI_LABEL_SESSION_PATH"]
-        server.kill()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MONAI_LABEL_SESSION_PATH", str(folder / "sessions"))
+        environment.setenv("TMPDIR", str(folder / "temporary"))
+        try:
+            yield server.start()
+        finally:
+            server.kill()
 
 
 def ask(server: Server, method: str, path: str, **arguments: Any) -> requests.Response:
@@ -188,6 +189,15 @@ def test_names_of_uploads(server: Server) -> None:
         if answer.ok:
             ask(server, "DELETE", "/datastore/", params={"id": answer.json()["image"]})
     assert {path.name for path in server.folder.iterdir()} <= before | {"downloads"}
+
+
+def test_a_refused_upload_leaves_nothing_behind(server: Server) -> None:
+    before = set((server.folder / "temporary").rglob("*"))
+    upload = ("a.nii", b"no image")
+    assert ask(server, "PUT", "/datastore/label?image=phantom_02", files={"label": upload}).status_code == 400
+    assert not ask(server, "PUT", "/datastore/?image=.x", files={"file": upload}).ok
+    assert not ask(server, "POST", "/infer/svgd", files={"file": upload}).ok
+    assert set((server.folder / "temporary").rglob("*")) <= before
 
 
 def test_archives_that_lead_out_of_their_folder(server: Server) -> None:

@@ -4,11 +4,12 @@ MONAI Label's endpoints are ``async`` around blocking calls, so that one inferen
 registered as plain ones run in FastAPI's thread pool.
 """
 
+import contextlib
 import inspect
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -65,7 +66,8 @@ def run_inference(
     if image and file is None and not _is_in_study(image):
         raise HTTPException(404, f"there is no image {image[:200]!r} in this study")
     # Scribbles, which MONAI Label would take beside the image, are of no use to this model.
-    return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), file, None, output)
+    with _tidied(background_tasks):
+        return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), file, None, output)
 
 
 @router.post("/activelearning/{strategy}")
@@ -162,6 +164,17 @@ def _not_offered() -> None:
     raise HTTPException(404, "this server does not offer that")
 
 
+@contextlib.contextmanager
+def _tidied(background_tasks: BackgroundTasks | None) -> Iterator[None]:
+    """Removes the temporary files of a request that is refused: FastAPI would do so after good answers only."""
+    try:
+        yield
+    except HTTPException:
+        for task in background_tasks.tasks if background_tasks else ():
+            task.func(*task.args, **task.kwargs)
+        raise
+
+
 def _in_threads() -> APIRouter:
     """All of MONAI Label's other endpoints that block, each as a plain function."""
     threaded = APIRouter(include_in_schema=False)  # the stock ones describe themselves
@@ -178,7 +191,8 @@ def _plain(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     def run(**arguments: Any) -> Any:
         coroutine = endpoint(**guards.checked(arguments))
         try:
-            coroutine.send(None)
+            with _tidied(arguments.get("background_tasks")):
+                coroutine.send(None)
         except StopIteration as finished:
             if isinstance(finished.value, FileResponse) and not Path(finished.value.path).is_file():
                 raise HTTPException(404, "there is no such file") from None

@@ -80,5 +80,6 @@ def phi(particles: Tensor, scores: Tensor, *, bandwidth: float | None = None) ->
 
     # Shifted to their centroid, which changes no difference, the particles lose nothing to cancellation.
     centred = particles - particles.mean(dim=0)
-    repulsion = (2 / h) * (kernel.sum(dim=1, keepdim=True) * centred - kernel @ centred)
-    return (kernel @ scores + repulsion) / count
+    # The repulsion, 2/h * sum_j r_ij (theta_i - theta_j), as one product with the kernel's graph Laplacian.
+    laplacian = torch.diag(kernel.sum(dim=1)) - kernel
+    return torch.addmm(kernel @ scores, laplacian * (2 / h), centred, alpha=1 / count, beta=1 / count)

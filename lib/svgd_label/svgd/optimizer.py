@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from svgd_label.svgd.committee import flatten
 from svgd_label.svgd.kernel import phi
 
 
@@ -57,11 +56,11 @@ class SVGD(Optimizer):
 
     @torch.no_grad()
     def velocity(self) -> Tensor:
-        """The velocity (M, P) for the parameters and gradients as they stand."""
-        particles = torch.stack([flatten(particle) for particle in self.particles])
-        scores = -torch.stack(
-            [flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in ps]) for ps in self.particles]
-        )
+        """The velocity (M, P) for the parameters and gradients as they stand, each row in the order of memory."""
+        count = len(self.particles)
+        particles = torch.cat([_in_memory(p, p) for ps in self.particles for p in ps]).view(count, -1)
+        gradients = torch.cat([_in_memory(p, _gradient(p)) for ps in self.particles for p in ps]).view(count, -1)
+        scores = gradients.neg_()
         if self.prior_std is not None:
             scores -= particles / self.prior_std**2
         return phi(particles, scores, bandwidth=self.bandwidth)
@@ -73,12 +72,24 @@ class SVGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for parameters, velocity in zip(self.particles, self.velocity(), strict=True):
-            gradients = velocity.neg().split([p.numel() for p in parameters])
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                # Memory layout of the parameter, not of the vector: channels-last weights keep their strides.
-                if parameter.grad is None:
-                    parameter.grad = torch.empty_like(parameter)
-                parameter.grad.copy_(gradient.view(parameter.shape))
+        parameters = [parameter for particle in self.particles for parameter in particle]
+        pieces = self.velocity().neg_().view(-1).split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
         self.optimizer.step()
         return loss
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _in_memory(parameter: nn.Parameter, values: Tensor) -> Tensor:
+    """``values``, shaped as the parameter, as one vector in the order in which the parameter lies in memory.
+
+    The order is the same for all particles, and that is all the kernel asks for: nothing is moved about, as flattening
+    channels-last weights by their indices would, which took longer than the kernel itself.
+    """
+    if values.stride() != parameter.stride():
+        values = torch.empty_like(parameter).copy_(values)
+    return torch.as_strided(values, (values.numel(),), (1,), values.storage_offset())

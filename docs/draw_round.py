@@ -38,13 +38,13 @@ def main() -> None:
     labelled = set(pool.labelled())
     first = [row for row in pool.ranking() if row.image not in labelled][:3]
 
-    figure, axes = plt.subplots(len(first), 3, figsize=(7.2, 2.6 * len(first)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(first), 3, figsize=(7.2, 2.0 * len(first)), layout="constrained", squeeze=False)
     for row, line in zip(first, axes, strict=True):
         image = prepare_image(task, str(arguments.studies / f"{row.image}.nii.gz")).as_tensor()
         with torch.inference_mode():
             found = maps(sliding_window(task, lambda x: particle_moments(committee, x), image).unsqueeze(0))
         labels, entropy = found.mean[0].argmax(dim=0), found.entropy[0]
-        cut = int(entropy.sum(dim=(1, 2)).argmax())
+        cut = int((labels > 0).sum(dim=(1, 2)).argmax())
         grey = np.rot90(image[0, cut].numpy())
         overlay = np.ma.masked_equal(np.rot90(labels[cut].numpy()), 0)
         for axis in line:

@@ -1,13 +1,14 @@
 """MONAI Label's own endpoints answer from threads, and under the same addresses."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from monailabel.endpoints import datastore, info, train
 
-from svgd_label.server import routes
+from svgd_label.server import guards, routes
 
 
 def test_no_endpoint_that_blocks_is_left_to_the_event_loop() -> None:
@@ -22,6 +23,8 @@ def test_parameters_and_answers_are_those_of_the_stock_endpoint(monkeypatch: pyt
         return {"all": all, "running": check_if_running}
 
     monkeypatch.setattr(train, "status", status)
+    # The one that MONAI Label would make here has no studies folder.
+    monkeypatch.setattr(guards, "app_instance", lambda: SimpleNamespace(_infers={}, _scoring_methods={}))
     app = FastAPI()
     app.include_router(routes._in_threads())
     client = TestClient(app)

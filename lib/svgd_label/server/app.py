@@ -59,6 +59,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             self._catching_up = threading.Lock()
             self.settings = Conf.read(conf or {})
             self.task = self.settings.load_task()
+            if not studies:
+                raise UserError("no studies folder was given; the state would go into whatever folder this runs in")
             if studies.startswith(("http://", "https://")):
                 raise UserError(f"{studies}: this version serves a folder of images, not a DICOMweb server")
             state = (self.settings.state or Path(studies) / ".svgd").expanduser().absolute()

@@ -139,7 +139,7 @@ def test_unusable_and_flagged_images_stand_outside_until_undone(pool: Pool, put_
     assert not {"a", "c"} & set(pool.pool_images())
     assert pool.acquire(1, "entropy_mi", 1).picks == ["d"]
     assert pool.image_state("a")["unusable" if put_out == "mark_unusable" else "flagged"] == "motion"
-    pool.clear_unusable("a")
+    pool.made_with("another normalisation, after which it may not be saturated")
     pool.flag("a", None)
     assert frequencies(pool) == {"a": 1, "b": 1}
 

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from svgd_label.errors import UserError
-from svgd_label.images.files import EXTENSIONS, NoMemory, Unusable, open_volume, short
+from svgd_label.images.files import NoMemory, Unusable, open_volume, short
 
 # pydicom and nibabel describe at length what the sentences below say shortly.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
@@ -27,11 +27,6 @@ class ImageError(UserError):
     def __init__(self, sentence: str, *, passing: bool = False) -> None:
         super().__init__(sentence)
         self.passing = passing
-
-
-def is_volume(path: Path) -> bool:
-    """Whether a path looks like an image by its name: a known extension, or a folder."""
-    return path.is_dir() or path.name.lower().endswith(EXTENSIONS)
 
 
 def load_volume(path: str | Path) -> MetaTensor:

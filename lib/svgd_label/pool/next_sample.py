@@ -98,13 +98,6 @@ class NextSample:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM leases WHERE image = ?", (image,))
 
-    def leased_by(self, image: str) -> str | None:
-        """The client whose lease of the image is alive."""
-        row = self._database.connection.execute(
-            "SELECT client FROM leases WHERE image = ? AND renewed > ?", (image, self._clock() - self._lease_seconds)
-        ).fetchone()
-        return None if row is None else str(row["client"])
-
     def leased(self) -> dict[str, str]:
         """Image -> client, of all leases that are alive."""
         rows = self._database.connection.execute(

@@ -104,12 +104,8 @@ class Pool(Scores):
     # What stands outside
 
     def mark_unusable(self, image: str, reason: str) -> None:
-        """Takes an image that cannot be read or scored out of everything, until ``clear_unusable`` or a new file."""
+        """Takes an image that cannot be read or scored out of everything, until a new file or other settings."""
         self._update(image, "unusable", reason)
-
-    def clear_unusable(self, image: str) -> None:
-        """Takes the mark of ``mark_unusable`` off."""
-        self._update(image, "unusable", None)
 
     def unusable(self) -> dict[str, str]:
         """Images that cannot be used, with the reason."""

@@ -88,6 +88,27 @@ def test_a_killed_run_goes_on_where_it_was(pool: Pool, tiny: Task, committee: Co
     assert len(pool.ranking()) == 6
 
 
+def test_an_image_replaced_while_the_pool_is_scored_is_scored_again(
+    tmp_path: Path, pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    studies = Studies(tmp_path / "studies", pool)
+
+    def replace(done: int, total: int) -> None:
+        if done == 1:
+            for image, known in (("a", True), ("e", False), ("f", True)):
+                save_nifti(Path(paths[image]), blob((16, 15, 14), 99)[0])
+                if known:  # the watcher has seen it at once, or will only later
+                    studies.check([image], [])
+
+    score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0, on_progress=replace)
+    studies.reconcile()
+    assert pool.scored_images(1) == set("bcd")
+    assert pool.codes(IMAGES).keys() == set("bcd")
+    assert score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0).scored == 3
+    assert [row.image for row in pool.ranking()]
+    assert len({row.entropy for row in pool.scores(1) if row.image in "aef"}) == 1
+
+
 def test_a_newer_version_ends_an_older_run(
     tmp_path: Path, pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
 ) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tests.conftest import blob, save_nifti
 
 from svgd_label import checkpoint
 from svgd_label.checkpoint import new_committee, save
@@ -93,6 +95,37 @@ def test_the_shipped_one_is_version_zero_where_nothing_newer_is_there(
     publish(committees, 1)
     committees.adopt_shipped()
     assert version_of(committees) == 1
+
+
+def test_what_was_proposed_is_not_computed_again(committees: Committees, tmp_path: Path) -> None:
+    image = tmp_path / "a.nii.gz"
+    save_nifti(image, blob((12, 13, 14), 0)[0])
+    publish(committees, 1)
+    current = committees.current()
+    assert current is not None
+    runs: list[object] = []
+    current.committee.register_forward_hook(lambda *_: runs.append(None))
+    first, again = committees.segment(str(image)), committees.segment(str(image))
+    assert first is not None
+    assert again is not None
+    assert len(runs) == 1
+    assert (first[0], again[0]) == (1, 1)
+    np.testing.assert_array_equal(first[1].labels, again[1].labels)
+    np.testing.assert_array_equal(first[1].affine, again[1].affine)
+
+    publish(committees, 2)  # what the annotator corrected is remembered after a newer committee has come
+    old = committees.segment(str(image), 1)
+    assert old is not None
+    assert old[0] == 1
+    newest = committees.segment(str(image))
+    assert newest is not None
+    assert newest[0] == 2
+
+    save_nifti(image, blob((14, 13, 12), 1)[0])  # another image under the same name
+    assert committees.segment(str(image), 1) is None
+    replaced = committees.segment(str(image))
+    assert replaced is not None
+    assert replaced[1].labels.shape == (14, 13, 12)
 
 
 def test_only_the_last_files_are_kept(committees: Committees) -> None:

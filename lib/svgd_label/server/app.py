@@ -26,7 +26,7 @@ from svgd_label import acquisition
 from svgd_label.active_step import refresh_ranking, settle, write_first_order
 from svgd_label.device import default_device
 from svgd_label.errors import UserError
-from svgd_label.inference import dice, segment
+from svgd_label.inference import dice
 from svgd_label.pool import Database, OutdatedVersion, Pool
 from svgd_label.server import routes
 from svgd_label.server.committees import Committees
@@ -215,16 +215,15 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         if not versions:
             return  # saved under the tag of pre-segmentations, which are not kept
         saved, path = versions[-1], self._datastore.get_image_uri(image)
-        with self.committees.lock:
-            current = self.committees.current()
-            if current is None or saved.model_version != current.version:
-                return  # nothing was proposed, or a newer committee has come in between
-            proposed = segment(self.task, current.committee, path)
-        scores = dice(self.task, proposed.labels, load_label(self.task, path, str(saved.file))[0].numpy())
+        proposed = None if saved.model_version is None else self.committees.segment(path, saved.model_version)
+        if proposed is None:
+            return  # nothing was proposed, or so long ago that a newer committee has come in between
+        version, segmentation = proposed
+        scores = dice(self.task, segmentation.labels, load_label(self.task, path, str(saved.file))[0].numpy())
         if not np.all(np.isnan(scores)):
             self._datastore.labels.record_dice(image, saved.number, float(np.nanmean(scores)))
             logger.info(
-                "label of %s: Dice %.3f with what model version %d proposed", image, np.nanmean(scores), current.version
+                "label of %s: Dice %.3f with what model version %d proposed", image, np.nanmean(scores), version
             )
 
     def _refresh(self) -> None:

@@ -2,18 +2,27 @@
 
 import logging
 import threading
+import zlib
+from collections import OrderedDict
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from svgd_label import checkpoint
 from svgd_label.checkpoint import Checkpoint, CheckpointError, MismatchError
 from svgd_label.device import default_device
+from svgd_label.inference import Segmentation, segment
 from svgd_label.pool import Pool
+from svgd_label.pool.files import fingerprint
 from svgd_label.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 KEPT = 3
 """Files of so many versions stay on disk."""
+PROPOSALS = 64
+"""So many segmentations stay in memory, packed: label maps shrink a hundredfold."""
 
 
 class Committees:
@@ -24,6 +33,7 @@ class Committees:
         self.lock = threading.Lock()
         """Held while a committee computes: one inference at a time."""
         self._current: Checkpoint | None = None
+        self._proposals = _Proposals()
 
     def file(self, version: int) -> Path:
         """Where a version is written."""
@@ -65,6 +75,30 @@ class Committees:
             self._current = self.read_newest()
         return self._current
 
+    def segment(self, path: str, version: int | None = None) -> tuple[int, Segmentation] | None:
+        """What a model version, the newest unless another is named, proposes for an image; with that version.
+
+        What was proposed before is not computed again: viewers ask twice, and each label that comes back is compared
+        with its proposal while the annotator already waits for the next one.
+
+        Returns:
+            None where there is no committee, or where the version named is neither remembered nor the newest.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        wanted = self.pool.model_version() if version is None else version
+        content = fingerprint(Path(path))
+        if wanted is not None and (known := self._proposals.get((path, content, wanted))) is not None:
+            return wanted, known
+        with self.lock:
+            current = self.current()
+            if current is None or version not in (None, current.version):
+                return None
+            found = segment(self.task, current.committee, path)
+        self._proposals.put((path, content, current.version), found)
+        return current.version, found
+
     def read_newest(self) -> Checkpoint | None:
         """A copy of one's own of the newest committee that can be read, to be trained or watched; None without any."""
         while (version := self.pool.model_version()) is not None:
@@ -83,3 +117,28 @@ class Committees:
         """Removes the files of all but the last versions."""
         for file in sorted(self.folder.glob("[0-9]*.pt"))[:-KEPT]:
             file.unlink(missing_ok=True)
+
+
+class _Proposals:
+    """The last segmentations, packed; whoever comes from another thread meanwhile finds them whole or not at all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._packed: OrderedDict[tuple[str, str, int], tuple[tuple[int, ...], NDArray[np.float64], bytes]] = (
+            OrderedDict()
+        )
+
+    def get(self, key: tuple[str, str, int]) -> Segmentation | None:
+        with self._lock:
+            found = self._packed.get(key)
+        if found is None:
+            return None
+        shape, affine, packed = found
+        return Segmentation(np.frombuffer(zlib.decompress(packed), dtype=np.uint8).reshape(shape), affine)
+
+    def put(self, key: tuple[str, str, int], segmentation: Segmentation) -> None:
+        packed = zlib.compress(np.ascontiguousarray(segmentation.labels).tobytes(), level=1)
+        with self._lock:
+            self._packed[key] = segmentation.labels.shape, segmentation.affine, packed
+            while len(self._packed) > PROPOSALS:
+                self._packed.popitem(last=False)

@@ -12,7 +12,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from svgd_label.images import ImageError
-from svgd_label.inference import Segmentation, segment
+from svgd_label.inference import Segmentation
 from svgd_label.server.committees import Committees
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -49,21 +49,18 @@ class SVGDInfer(InferTask):  # type: ignore[misc]
         if extension not in EXTENSIONS:
             raise HTTPException(415, f"result_extension {extension!r} is not offered; take {', '.join(EXTENSIONS)}")
         started = time.monotonic()
-        with self.committees.lock:
-            current = self.committees.current()
-            if current is None:
-                raise HTTPException(
-                    409, "there is no trained committee yet: save a few labels and train, then ask again"
-                )
-            try:
-                segmentation = segment(self.committees.task, current.committee, path)
-            except ImageError as error:
-                raise HTTPException(422, str(error)) from error
+        try:
+            proposed = self.committees.segment(path)
+        except ImageError as error:
+            raise HTTPException(422, str(error)) from error
+        if proposed is None:
+            raise HTTPException(409, "there is no trained committee yet: save a few labels and train, then ask again")
+        version, segmentation = proposed
         segmented = time.monotonic()
         file = write_segmentation(segmentation, extension, compress=bool(request.get("result_compress", True)))
         return str(file), {
             "label_names": self.labels,
-            "model_version": current.version,
+            "model_version": version,
             "latencies": {
                 "infer": round(segmented - started, 3),
                 "write": round(time.monotonic() - segmented, 3),

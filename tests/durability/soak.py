@@ -1,4 +1,7 @@
-"""``make soak``: a hundred kills, then eight annotators for twenty minutes; figures go to ``results/soak/``."""
+"""``make soak``: a hundred kills, then eight annotators for twenty minutes; figures go to ``results/soak/``.
+
+Each part is written as soon as it is over; with ``--kills 0`` or ``--minutes 0`` only the other one is run.
+"""
 
 import argparse
 import json
@@ -36,21 +39,29 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "soak")
     given = parser.parse_args()
     given.results.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {
-        "command": f"python tests/durability/soak.py --kills {given.kills} --minutes {given.minutes:g}",
-        "hardware": hardware.describe(),
-    }
+    failed = False
     with tempfile.TemporaryDirectory() as temporary:
-        began = time.monotonic()
-        killed = kills.run(Path(temporary) / "kills", given.kills, seed=0)
-        report["kills"] = {**vars(killed), "minutes": round((time.monotonic() - began) / 60, 1)}
-        record = annotate(Path(temporary) / "crowd", given.minutes)
-    report["annotators"] = summary(record, given.minutes)
-    draw(record, given.results / "soak.png")
-    (given.results / "soak.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2))
-    crowd = report["annotators"]
-    sys.exit(bool(killed.problems or crowd["errors"] or crowd["given_twice"] or crowd["lost"]))
+        if given.kills:
+            began = time.monotonic()
+            killed = kills.run(Path(temporary) / "kills", given.kills, seed=0)
+            minutes = round((time.monotonic() - began) / 60, 1)
+            write(given.results / "kills.json", f"--kills {given.kills}", {**vars(killed), "minutes": minutes})
+            failed |= bool(killed.problems)
+        if given.minutes:
+            record = annotate(Path(temporary) / "crowd", given.minutes)
+            found = summary(record, given.minutes)
+            write(given.results / "annotators.json", f"--minutes {given.minutes:g}", found)
+            draw(record, given.results / "annotators.png")
+            failed |= bool(found["errors"] or found["given_twice"] or found["lost"])
+    sys.exit(failed)
+
+
+def write(path: Path, arguments: str, found: dict[str, Any]) -> None:
+    """One part's figures, with the hardware and the command that made them."""
+    command = f"python tests/durability/soak.py {arguments}"
+    text = json.dumps({"command": command, "hardware": hardware.describe(), **found}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def annotate(folder: Path, minutes: float) -> Record:

@@ -18,7 +18,8 @@ from svgd_label.pool.schema import DERIVED, KEPT, STEPS
 
 logger = logging.getLogger(__name__)
 
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 60.0
+"""Patience of a writer: on a crowded machine the one who holds the lock, at low priority, may hardly get to run."""
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "glusterfs", "gpfs", "beegfs", "davfs")
 _NETWORK_FUSE = ("sshfs", "glusterfs", "ceph", "s3fs", "rclone", "davfs", "gcsfuse", "smb")
 

@@ -1,6 +1,8 @@
 """What many tests need: a task that trains in a second, small volumes, and the real data where they are."""
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,29 @@ from numpy.typing import NDArray
 from svgd_label.tasks import Task
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_SERVER = importlib.util.find_spec("monailabel") is None
+NO_SERVER = "MONAI Label is not installed: pip install 'svgd-label[server]'"
+NEEDS_SERVER = pytest.mark.skipif(WITHOUT_SERVER, reason=NO_SERVER)
+SERVER_TESTS = {ROOT / "tests" / part for part in ("dicom", "durability", "e2e", "fuzz/test_requests.py", "server")}
+
+
+class Skipped(pytest.Collector):
+    """Stands for a folder or module of tests that could not even be imported without the server."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        pytest.skip(NO_SERVER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Skipped | None:
+    return Skipped.from_parent(parent, name=path.name) if WITHOUT_SERVER and path in SERVER_TESTS else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> Skipped | None:
+    return (
+        Skipped.from_parent(parent, name=module_path.name) if WITHOUT_SERVER and module_path in SERVER_TESTS else None
+    )
 
 
 def save_nifti(path: Path, array: NDArray[Any], affine: NDArray[Any] | None = None) -> Path:

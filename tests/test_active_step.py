@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from svgd_label import active_step, similarity
+from svgd_label import similarity
 from svgd_label.acquisition import strategy
 from svgd_label.active_step import refresh_ranking, score_pool, write_first_order
 from svgd_label.checkpoint import new_committee
@@ -122,29 +122,70 @@ def test_a_newer_version_ends_an_older_run(
     assert pool.ranking() == []
 
 
+def pairs_of(pool: Pool) -> set[tuple[str, str]]:
+    return {tuple(row) for row in pool.database.connection.execute("SELECT image, partner FROM mutual_information")}
+
+
 def test_a_new_label_computes_its_own_pairs_only_and_picks_nothing(
     pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    computed = 0
+    original = similarity.mutual_information_matrix
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        nonlocal computed
+        values = original(*arguments, **options)
+        computed += int((~np.isnan(values)).sum())
+        return values
+
+    monkeypatch.setattr(similarity, "mutual_information_matrix", counting)
     pool.label_saved("a")
     score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert (computed, pairs_of(pool)) == (5, {(image, "a") for image in "bcdef"})
     queue = pool.queue()
-    computed = []
-    original = similarity.mutual_information
-    monkeypatch.setattr(
-        active_step.similarity,
-        "mutual_information",
-        lambda x, y, bins: computed.append(1) or original(x, y, bins=bins),
-    )
     refresh_ranking(pool, tiny, version=1, strategy=RULE, seed=0)
-    assert computed == []
+    assert computed == 5
     pool.label_saved("b")
     refresh_ranking(pool, tiny, version=1, strategy=RULE, seed=0)
-    assert len(computed) == 5
+    assert computed == 5 + 4  # that of a and b was known the other way round
+    assert pairs_of(pool) == {(image, partner) for image in IMAGES for partner in "ab" if image != partner}
     assert len(pool.acquisitions()) == 1
     assert pool.queue() == [image for image in queue if image != "b"]
     codes = pool.codes(list(IMAGES))
-    expected = np.mean([original(codes["c"], codes[t], bins=64) for t in "ab"])
-    assert {row.image: row.mutual_information for row in pool.ranking()}["c"] == pytest.approx(expected)
+    for image in "ac":
+        expected = np.mean([mutual_info_score(codes[image], codes[t]) for t in "ab" if t != image])
+        found = {row.image: row.mutual_information for row in pool.ranking()}[image]
+        assert found == pytest.approx(expected, abs=1e-9)
+
+    pool.content_changed("c")
+    score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert computed == 9 + 2
+    pool.content_changed("b")
+    score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert computed == 11 + 5  # b with a, and everything else with b
+    pool.label_saved("e")
+    pool.label_saved("f")
+    refresh_ranking(pool, tiny, version=1, strategy=RULE, seed=0)
+    assert computed == 16 + 2 + 2 + 1  # c and d with e and f, e with f
+
+
+def test_a_restart_computes_no_pair_again(
+    tmp_path: Path,
+    pool: Pool,
+    tiny: Task,
+    committee: Committee,
+    paths: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool.label_saved("a")
+    score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    before = pool.ranking()
+    pool.database.close()
+    again = Pool(Database(tmp_path / "state", task="tiny"), validation="none", max_frequency=3)
+    monkeypatch.setattr(similarity, "mutual_information_matrix", None)
+    refresh_ranking(again, tiny, version=1, strategy=RULE, seed=0)
+    assert again.ranking() == before
+    again.database.close()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from svgd_label.checkpoint import new_committee
-from svgd_label.inference import dice, evaluate, particle_moments, segment, sliding_window
+from svgd_label.inference import count_windows, dice, evaluate, particle_moments, segment, sliding_window
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import prepare_image
@@ -65,6 +65,21 @@ def test_an_image_that_fits_the_window_is_one_forward_pass_without_its_padding(
         expected = committee(padded)[0, :, 2:13, 2:14]
         found = sliding_window(tiny, committee, image)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 17), (28, 29, 40), (41, 64, 16)])
+def test_the_windows_that_progress_is_counted_in_are_those_that_are_predicted(
+    tiny: Task, shape: tuple[int, int, int]
+) -> None:
+    seen = []
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.shape)
+        return x
+
+    found = sliding_window(tiny, predict, torch.rand(1, *shape))
+    assert found.shape == (1, *shape)
+    assert len(seen) == count_windows(tiny, shape)
 
 
 def test_the_stitched_sums_are_those_of_all_particles_at_once(tmp_path: Path, tiny: Task, committee: Committee) -> None:

@@ -37,6 +37,24 @@ def test_the_papers_table() -> None:
     assert (task.aggregate, task.mi_grid, task.validation) == ("sum", "padded", "none")
 
 
+def test_the_papers_table_for_the_pancreas() -> None:
+    task = load_task("pancreas-paper")
+    assert (task.learning_rate, task.batch, task.particles, task.steps, task.queries) == (0.0004, 8, 5, 10000, 5)
+    assert (task.window, task.spacing, task.intensity.clip) == ((48, 48, 48), (4, 4, 4), (-87, 199))
+    assert (task.patches, task.augment, task.warm_start, task.aggregate, task.mi_grid, task.validation) == (
+        True, False, False, "sum", (32, 32, 32), "none",
+    )  # fmt: skip
+
+
+def test_the_cut_down_tasks_are_the_full_ones_but_for_what_their_names_say() -> None:
+    def differing(one: str, other: str) -> set[str]:
+        fields = [load_task(name).model_dump(exclude={"name", "description", "aliases"}) for name in (one, other)]
+        return {key for key in fields[0] if fields[0][key] != fields[1][key]}
+
+    assert differing("hippocampus", "hippocampus-cpu") == {"steps", "validation"}
+    assert differing("pancreas", "sarcoma_ct") == {"labels"}
+
+
 def test_the_example_of_the_readme_is_a_task(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
     (tmp_path / "spleen.yaml").write_text(text)
@@ -84,7 +102,7 @@ def test_what_is_no_task_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_an_unknown_name_lists_the_presets() -> None:
-    with pytest.raises(TaskError, match="hippocampus, hippocampus-paper, sample"):
+    with pytest.raises(TaskError, match=", ".join(preset_names())):
         load_task("liver")
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from svgd_label import acquisition, similarity
 from svgd_label.acquisition import Candidates, QueryStrategy
 from svgd_label.acquisition.diverse import farthest_first
+from svgd_label.device import default_device
 from svgd_label.images import ImageError
-from svgd_label.pool import Acquisition, OutdatedVersion, Pool, RankingRow
+from svgd_label.pool import Acquisition, OutdatedVersion, Pool, RankingRow, ScoreRow
 from svgd_label.scoring import PreparedImage, mi_shape, prepare, score
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
@@ -66,7 +67,7 @@ def score_pool(
     subset = _subset(pool, version, limit, seed)
     limited = len(subset) < len(pool.pool_images())
     todo = [image for image in subset if image not in done]
-    with_codes = pool.codes(todo).keys()
+    with_codes = pool.coded_images()
     number = 0
     for number, (image, prepared) in enumerate(ThreadBuffer(_read(task, todo, paths), buffer_size=2), start=1):
         if (newest := pool.model_version()) is not None and newest > version:
@@ -112,20 +113,26 @@ def refresh_ranking(
     rows = {row.image: row for row in pool.scores(version)}
     usable = [image for image in pool.pool_images() if image in rows]
     labelled = [image for image in pool.labelled() if image in rows]
-    information = similarity.labelled_information(
-        usable, labelled, _pairs(pool, task, usable, labelled), over=task.mi_over
-    )
-    in_t = set(labelled)
+    compare(pool, task, usable, labelled)
+    information = pool.labelled_information(usable, labelled, over=task.mi_over)
+    in_t, found = set(labelled), [rows[image] for image in usable]
+    steps = sum(step.version < version for step in pool.acquisitions())
     candidates = Candidates(
         images=tuple(usable),
         labelled=np.array([image in in_t for image in usable], dtype=np.bool_),
-        entropy=np.array([rows[image].entropy for image in usable]),
-        expected_entropy=np.array([rows[image].expected_entropy for image in usable]),
-        jsd=np.array([rows[image].jsd for image in usable]),
+        entropy=np.array([row.entropy for row in found]),
+        expected_entropy=np.array([row.expected_entropy for row in found]),
+        jsd=np.array([row.jsd for row in found]),
         mutual_information=information,
+        class_entropy=_by_class(task, found, "class_entropy"),
+        volumes=_by_class(task, found, "volume_voxels"),
+        features=_features(found),
+        gumbel=acquisition.gumbel_noise(usable, task.classes, seed=seed, version=version),
         alpha=task.alpha,
+        queries=task.queries,
+        progress=min(1.0, steps / max(1, task.clasp_steps - 1)),
     )
-    ranking = acquisition.rank(strategy, candidates, np.random.default_rng([seed, version]))
+    ranking = acquisition.rank(strategy, candidates)
     value = dict(zip(usable, information.tolist(), strict=True))
     pool.replace_ranking(
         version, [RankingRow(image, score, rows[image].entropy, value[image]) for image, score in ranking]
@@ -147,6 +154,20 @@ def write_first_order(pool: Pool, task: Task, paths: Mapping[str, str]) -> None:
     usable = [image for image in images if image in codes]
     features = np.array([_thumbnail(task, codes[image]) for image in usable])
     pool.write_first_order([usable[index] for index in farthest_first(features)])
+
+
+def _by_class(task: Task, rows: Sequence[ScoreRow], key: str) -> NDArray[np.float64]:
+    """(N, C); a structure that the task did not have yet when the row was written counts 0."""
+    values = [[row.details.get(key, {}).get(name, 0.0) for name in task.labels] for row in rows]
+    return np.array(values, dtype=np.float64).reshape(len(rows), len(task.labels))
+
+
+def _features(rows: Sequence[ScoreRow]) -> NDArray[np.float64]:
+    """(N, F); an image whose row has none stands at the others' mean, neither near nor far."""
+    known = [row.features for row in rows if row.features is not None]
+    mean = np.mean(known, axis=0) if known else np.zeros(0)
+    values = [mean if row.features is None else row.features for row in rows]
+    return np.array(values, dtype=np.float64).reshape(len(rows), len(mean))
 
 
 def _thumbnail(task: Task, codes: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -188,16 +209,33 @@ def _mark(pool: Pool, image: str, error: ImageError) -> None:
         pool.mark_unusable(image, str(error))
 
 
-def _pairs(pool: Pool, task: Task, images: Sequence[str], labelled: Sequence[str]) -> dict[tuple[str, str], float]:
-    """Mutual information of every image with every labelled one; new pairs are computed and stored."""
-    pairs = pool.mutual_information()
-    wanted = [(image, partner) for image in images for partner in labelled if image != partner]
-    missing = [pair for pair in wanted if pair not in pairs]
-    if missing:
-        codes = pool.codes(sorted({image for pair in missing for image in pair}))
-        found = {
-            pair: similarity.mutual_information(codes[pair[0]], codes[pair[1]], bins=task.mi_bins) for pair in missing
-        }
-        pool.write_mutual_information((*pair, value) for pair, value in found.items())
-        pairs.update(found)
-    return pairs
+def compare(pool: Pool, task: Task, images: Sequence[str], labelled: Sequence[str]) -> None:
+    """Computes and stores the mutual information of every image with every labelled one, where it is missing."""
+    partners = pool.partners_to_compare(images, labelled)
+    if not partners:
+        return
+    pool.mirror_mutual_information(partners, labelled)
+    fingerprints = pool.fingerprints()
+    device = default_device()
+    # So few at once that neither the codes in memory nor a write, which an annotator's save waits for, becomes long.
+    size = max(1, min(256, 20_000 // len(partners)))
+    for start in range(0, len(images), size):
+        block = images[start : start + size]
+        missing = pool.missing_pairs(block, partners)
+        if not missing.any():
+            continue
+        codes = pool.codes([block[row] for row in np.flatnonzero(missing.any(axis=1))])
+        codes |= pool.codes([partners[column] for column in np.flatnonzero(missing.any(axis=0))])
+        rows, columns = ([index for index, image in enumerate(ids) if image in codes] for ids in (block, partners))
+        values = similarity.mutual_information_matrix(
+            [codes[block[row]] for row in rows],
+            [codes[partners[column]] for column in columns],
+            bins=task.mi_bins,
+            wanted=missing[np.ix_(rows, columns)],
+            device=device if device.type == "cuda" else None,
+        )
+        found = np.argwhere(~np.isnan(values)).tolist()
+        pool.write_mutual_information(
+            ((block[rows[i]], partners[columns[j]], float(values[i, j])) for i, j in found), fingerprints
+        )
+    pool.mirror_mutual_information(partners, labelled)

@@ -1,5 +1,8 @@
 """Inference: one sliding-window pass in which each window meets all particles, back on the image's own grid."""
 
+import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +21,11 @@ from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import load_label, normalise, on_grid, to_grid
 from svgd_label.uncertainty import ParticleMoments
 
+logger = logging.getLogger(__name__)
+
+OVERLAP = 0.25
+"""Of neighbouring windows."""
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -30,7 +38,7 @@ class Segmentation:
 
 
 def sliding_window(task: Task, predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Applies ``predict`` window by window and stitches.
+    """Applies ``predict`` window by window and stitches; logs every five seconds how far it is.
 
     Args:
         predict: (B, 1, *window) -> (B, K, *window).
@@ -39,19 +47,38 @@ def sliding_window(task: Task, predict: Callable[[Tensor], Tensor], image: Tenso
     Returns:
         (K, D, H, W), without the padding.
     """
+    windows = count_windows(task, image.shape[1:])
+    done, logged = 0, time.monotonic()
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal done, logged
+        if time.monotonic() - logged >= 5:
+            logged = time.monotonic()
+            logger.info("%d of %d windows", done, windows)
+        done += 1
+        return predict(x)
+
     stitched = sliding_window_inference(
-        image.unsqueeze(0), roi_size=task.window, sw_batch_size=1, predictor=predict, overlap=0.25, mode="gaussian"
+        image.unsqueeze(0), roi_size=task.window, sw_batch_size=1, predictor=counted, overlap=OVERLAP, mode="gaussian"
     )
     assert isinstance(stitched, Tensor)
     return stitched[0]
+
+
+def count_windows(task: Task, shape: Sequence[int]) -> int:
+    """How many windows cover an image of this shape (D, H, W)."""
+    steps = [int(side * (1 - OVERLAP)) for side in task.window]
+    return math.prod(
+        1 + math.ceil(max(0, size - side) / step) for size, side, step in zip(shape, task.window, steps, strict=True)
+    )
 
 
 def particle_moments(committee: Committee, x: Tensor) -> Tensor:
     """The committee's running sums on one batch of windows, (B, C + 2, *window); see ``ParticleMoments``."""
     moments = ParticleMoments()
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    for particle in committee.particles:
-        moments.add(particle(x).softmax(dim=1))
+    for probabilities in committee.probabilities(x):
+        moments.add(probabilities)
     return moments.stacked()
 
 
@@ -71,7 +98,7 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
     probabilities = sliding_window(task, lambda x: committee(x.contiguous(memory_format=torch.channels_last_3d)), image)
     # Argmax before going back: one label map is moved, not C probability volumes.
     label_map = MetaTensor(
-        probabilities.argmax(dim=0, keepdim=True).to(torch.float32).cpu(),
+        probabilities.max(dim=0, keepdim=True).indices.to(torch.float32).cpu(),
         affine=moved.affine,
         applied_operations=convert_applied_interp_mode(moved.applied_operations, mode="nearest", align_corners=None),
     )

@@ -1,5 +1,6 @@
 """Scoring of one image: the committee's uncertainty, its bottleneck features, the grey-level codes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,7 +66,8 @@ def mi_shape(task: Task) -> tuple[int, int, int]:
 def score(task: Task, committee: Committee, prepared: PreparedImage) -> ScoreRow:
     """The committee's uncertainty on one image, aggregated over its own voxels."""
     device = next(committee.parameters()).device
-    committee.eval()
+    if committee.training:  # asking all modules of all particles takes milliseconds
+        committee.eval()
     with Bottleneck(committee) as bottleneck:
         stacked = sliding_window(task, lambda x: particle_moments(committee, x), prepared.image.to(device))
     found = maps(stacked.unsqueeze(0))
@@ -75,6 +77,7 @@ def score(task: Task, committee: Committee, prepared: PreparedImage) -> ScoreRow
         else (lambda values: float(values.double().sum()))
     )
     mean = found.mean[0]
+    volumes = torch.bincount(mean.max(dim=0).indices.flatten(), minlength=task.classes).tolist()  # argmax is slower
     return ScoreRow(
         image=prepared.id,
         entropy=reduce(found.entropy),
@@ -82,9 +85,7 @@ def score(task: Task, committee: Committee, prepared: PreparedImage) -> ScoreRow
         jsd=reduce(found.jsd),
         variance=reduce(found.variance),
         details={
-            "volume_voxels": {
-                name: int((mean.argmax(dim=0) == value).sum()) for value, name in enumerate(task.labels, start=1)
-            },
+            "volume_voxels": dict(zip(task.labels, volumes[1:], strict=True)),
             "class_entropy": {
                 name: reduce(mean[value] * found.entropy[0]) for value, name in enumerate(task.labels, start=1)
             },
@@ -104,12 +105,13 @@ class Bottleneck:
         self.sum: Tensor | None = None
         self.calls = 0
         self.smallest: Tensor | None = None
+        self.voxels = 0
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "Bottleneck":
         for particle in self.committee.particles:
             for module in particle.modules():
-                if not list(module.children()):
+                if next(module.children(), None) is None:
                     self.handles.append(module.register_forward_hook(self._output))
             self.handles.append(particle.register_forward_hook(self._particle))
         return self
@@ -119,10 +121,11 @@ class Bottleneck:
             handle.remove()
 
     def _output(self, _module: torch.nn.Module, _inputs: object, output: object) -> None:
-        if not isinstance(output, Tensor) or output.ndim != 5:
+        if not isinstance(output, Tensor) or len(shape := output.shape) != 5:
             return
-        if self.smallest is None or output[0, 0].numel() <= self.smallest[0, 0].numel():
-            self.smallest = output
+        voxels = math.prod(shape[2:])
+        if self.smallest is None or voxels <= self.voxels:
+            self.smallest, self.voxels = output, voxels
 
     def _particle(self, _module: torch.nn.Module, _inputs: object, _output: object) -> None:
         assert self.smallest is not None

@@ -34,14 +34,13 @@ class ParticleMoments:
     def add(self, probabilities: Tensor) -> None:
         """Takes in one particle."""
         self.count += 1
+        squares, entropies = probabilities.square().sum(dim=1), entropy(probabilities, dim=1)
         if self.total is None or self.squares is None or self.entropies is None:
-            self.total = probabilities.clone()
-            self.squares = probabilities.square()
-            self.entropies = entropy(probabilities, dim=1)
+            self.total, self.squares, self.entropies = probabilities.clone(), squares, entropies
         else:
             self.total += probabilities
-            self.squares += probabilities.square()
-            self.entropies += entropy(probabilities, dim=1)
+            self.squares += squares
+            self.entropies += entropies
 
     def stacked(self) -> Tensor:
         """Mean probabilities, mean square summed over classes, mean entropy: (B, C + 2, *spatial).
@@ -49,9 +48,7 @@ class ParticleMoments:
         One tensor, because that is what a sliding window can stitch; :func:`maps` takes it apart again.
         """
         assert self.total is not None and self.squares is not None and self.entropies is not None
-        mean = self.total / self.count
-        squares = self.squares.sum(dim=1, keepdim=True) / self.count
-        return torch.cat([mean, squares, self.entropies.unsqueeze(1) / self.count], dim=1)
+        return torch.cat([self.total, self.squares.unsqueeze(1), self.entropies.unsqueeze(1)], dim=1) / self.count
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,15 @@ class UncertaintyMaps:
 
     mean: Tensor
     entropy: Tensor
-    """Of the particle average, H(mean)."""
+    """Of the particle average, H(mean), at most log C."""
     expected_entropy: Tensor
-    """Mean over particles of each one's own entropy."""
+    """Mean over particles of each one's own entropy, never above ``entropy``."""
     jsd: Tensor
-    """Jensen-Shannon divergence with equal weights, H(mean) - mean H, which is BALD (Kuo 2018; Houlsby 2011)."""
+    """Jensen-Shannon divergence with equal weights, H(mean) - mean H, which is BALD (Kuo 2018; Houlsby 2011).
+
+    The square of scipy's ``jensenshannon``, which gives the distance of two; 0 where all particles agree."""
     variance: Tensor
-    """Over particles (1/M), summed over classes."""
+    """Over particles (1/M, not 1/(M - 1)), summed over classes."""
 
 
 def maps(stacked: Tensor) -> UncertaintyMaps:

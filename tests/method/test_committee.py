@@ -1,9 +1,10 @@
 """The committee: M independent networks whose output is their mean probability."""
 
+import pytest
 import torch
 from torch import nn
 
-from svgd_label.svgd import Committee
+from svgd_label.svgd import SVGD, Committee
 
 
 def network() -> nn.Module:
@@ -41,3 +42,29 @@ def test_frozen_parameters_are_not_moved() -> None:
     for particle in committee.particles:
         particle.bias.requires_grad_(False)
     assert committee.matrix().shape == (2, 3 * 27)
+
+
+def test_a_committee_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one particle"):
+        Committee([])
+
+
+def test_the_layout_of_weights_in_memory_changes_no_step() -> None:
+    x = torch.rand(2, 1, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    ended = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        committee = Committee.build(lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 3, 2)), size=3, seed=0)
+        for particle in committee.particles:
+            particle.to(memory_format=layout)
+        optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.5), committee.trainable())
+        for _ in range(3):
+            optimizer.zero_grad()
+            committee.logits(x.contiguous(memory_format=layout)).square().mean().backward()
+            if layout is not torch.contiguous_format:  # a gradient may be laid out otherwise than its parameter
+                for parameter in committee.particles[0].parameters():
+                    parameter.grad = parameter.grad.contiguous()
+            optimizer.step()
+        ended.append(committee)
+    assert ended[1].particles[0][1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not ended[1].particles[0][1].weight.is_contiguous()
+    torch.testing.assert_close(ended[1].matrix(), ended[0].matrix())

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from monai.losses import DiceLoss
 from torch import Tensor
 
 from svgd_label.likelihood import Likelihood, dice_log_likelihood, soft_dice
@@ -25,6 +26,36 @@ def test_soft_dice_with_a_squared_denominator_over_the_batch() -> None:
         (2 * (0.2 + 0.9) + 1e-5) / (2 + (0.25 + 0.04 + 0.81) + 1e-5),
     ]
     torch.testing.assert_close(soft_dice(probabilities, labels), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("form", list(Likelihood))
+def test_value_and_gradient_follow_from_monais_dice_loss(form: Likelihood) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, 1, 5, 4, 3), generator=generator)
+    logits = torch.randn(2, 3, 5, 4, 3, generator=generator, requires_grad=True)
+    loss = DiceLoss(
+        include_background=False,
+        to_onehot_y=True,
+        softmax=True,
+        squared_pred=True,
+        batch=True,
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
+    )(logits, labels)
+    expected = torch.log(1 - loss + 1e-6) if form is Likelihood.LOG_DICE else -torch.log(loss + 1e-6)
+    value = dice_log_likelihood(logits, labels, form=form)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, logits), torch.autograd.grad(expected, logits))
+
+
+def test_logits_of_half_precision_are_summed_in_single() -> None:
+    labels = torch.zeros(1, 1, 40, 40, 40, dtype=torch.long)
+    labels[0, 0, :20] = 1
+    # bfloat16 holds no integer above 256 exactly, so sums of 32,000 voxels in it would be off by per cents.
+    logits = (sure(labels, 2) * 0.01).bfloat16()
+    value = dice_log_likelihood(logits, labels)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, dice_log_likelihood(logits.float(), labels))
 
 
 def test_a_perfect_prediction_has_log_likelihood_zero() -> None:

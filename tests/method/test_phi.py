@@ -52,7 +52,8 @@ def test_phi_is_the_formula_for_a_network_with_dice_likelihood(
         scores.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
     particles, score = committee.matrix(), torch.stack(scores)
     expected = transcription(particles, score, given or median_h(particles))
-    torch.testing.assert_close(phi(particles, score, bandwidth=given), expected, rtol=2e-4, atol=1e-6)
+    tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 1e-6}
+    torch.testing.assert_close(phi(particles, score, bandwidth=given), expected, **tolerance)
 
 
 def test_the_optimizer_steps_along_phi() -> None:
@@ -105,24 +106,6 @@ def test_equidistant_particles_are_pushed_from_their_centroid_with_the_known_for
     torch.testing.assert_close(velocity, force * outward / outward.norm(dim=1, keepdim=True))
 
 
-def test_many_particles_take_the_shape_of_a_correlated_gaussian() -> None:
-    mean = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    covariance = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
-    precision = torch.linalg.inv(covariance)
-    generator = torch.Generator().manual_seed(0)
-    parameter = nn.Parameter(torch.randn(150, 2, generator=generator, dtype=torch.float64))
-    optimizer = torch.optim.Adam([parameter], lr=0.05)
-    for step in range(1500):
-        if step == 1200:
-            optimizer.param_groups[0]["lr"] = 0.005
-        particles = parameter.detach()
-        parameter.grad = -phi(particles, -(particles - mean) @ precision)
-        optimizer.step()
-    found = parameter.detach()
-    torch.testing.assert_close(found.mean(dim=0), mean, rtol=0.1, atol=0.05)
-    torch.testing.assert_close(torch.cov(found.T), covariance, rtol=0.1, atol=0.1)
-
-
 def test_permutation_shift_and_rotation() -> None:
     generator = torch.Generator().manual_seed(0)
     particles = torch.randn(5, 7, generator=generator, dtype=torch.float64)
@@ -139,7 +122,10 @@ def test_close_particles_far_from_the_origin_lose_no_digits_in_float32() -> None
     generator = torch.Generator().manual_seed(0)
     particles = 1000 + torch.randn(5, 50, generator=generator) * 0.01
     exact = phi(particles.double(), torch.zeros(5, 50, dtype=torch.float64))
-    torch.testing.assert_close(phi(particles, torch.zeros(5, 50)).double(), exact, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(phi(particles, torch.zeros(5, 50)).double(), exact, rtol=1e-4, atol=1e-4)
+    parameters = [nn.Parameter(row.clone()) for row in particles]
+    optimizer = SVGD(torch.optim.SGD(parameters, lr=1.0), [[parameter] for parameter in parameters])
+    torch.testing.assert_close(optimizer.velocity().double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_coincident_particles_give_the_mean_score_and_finite_numbers() -> None:
@@ -147,6 +133,17 @@ def test_coincident_particles_give_the_mean_score_and_finite_numbers() -> None:
     scores = torch.arange(12.0).reshape(4, 3)
     assert median_bandwidth(particles) == 1
     torch.testing.assert_close(phi(particles, scores), scores.mean(dim=0).expand(4, 3))
+
+
+def test_two_that_coincide_move_together_however_the_median_falls() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    for apart in (2, 1):  # of six distances one is 0, or three, which is half of them
+        particles = torch.ones(4, 3, dtype=torch.float64)
+        particles[-apart:] += torch.randn(apart, 3, generator=generator, dtype=torch.float64)
+        velocity = phi(particles, scores)
+        torch.testing.assert_close(velocity, transcription(particles, scores, median_h(particles)))
+        torch.testing.assert_close(velocity[0], velocity[1])
 
 
 @pytest.mark.parametrize(
@@ -224,3 +221,36 @@ def test_particles_of_two_architectures_are_refused() -> None:
             torch.optim.SGD([*one.parameters(), *other.parameters()], lr=1.0),
             [list(one.parameters()), list(other.parameters())],
         )
+
+
+def test_asking_for_the_velocity_changes_nothing_and_a_step_leaves_its_own_gradients() -> None:
+    committee, twin = (Committee.build(network, size=3, seed=0) for _ in range(2))
+    optimizer, other = (SVGD(torch.optim.SGD(c.parameters(), lr=0.1), c.trainable()) for c in (committee, twin))
+    x = torch.rand(1, 1, 4, 4, 4)
+    for _ in range(4):
+        for model in (committee, twin):
+            model.zero_grad()
+            model.logits(x).square().mean().backward()
+        velocity = optimizer.velocity()
+        torch.testing.assert_close(optimizer.velocity(), velocity, rtol=0, atol=0)
+        optimizer.step()
+        other.step()
+        torch.testing.assert_close(committee.matrix(), twin.matrix(), rtol=0, atol=0)
+        left = torch.stack([torch.cat([p.grad.reshape(-1) for p in ps]) for ps in committee.trainable()])
+        torch.testing.assert_close(left, -velocity)
+
+
+def test_channels_last_weights_move_as_contiguous_ones_do() -> None:
+    def layers() -> nn.Module:
+        return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv3d(4, 3, 3))
+
+    plain, last = (Committee.build(layers, size=3, seed=0) for _ in range(2))
+    last.to(memory_format=torch.channels_last_3d)
+    x = torch.rand(1, 1, 4, 4, 4)
+    for committee in (plain, last):
+        optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.1), committee.trainable(), prior_std=2.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            committee.logits(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(last.matrix(), plain.matrix())

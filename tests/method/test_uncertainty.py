@@ -3,8 +3,11 @@
 import math
 
 import hypothesis.strategies as st
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
+from scipy.spatial.distance import jensenshannon
 
 from svgd_label.uncertainty import ParticleMoments, entropy, maps
 
@@ -19,6 +22,28 @@ def moments(particles: torch.Tensor) -> torch.Tensor:
 def test_entropy_in_nats() -> None:
     p = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]])
     torch.testing.assert_close(entropy(p, dim=1), torch.tensor([0.0, math.log(2), math.log(3)]))
+
+
+def test_entropy_is_along_the_axis_it_is_given() -> None:
+    p = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).softmax(dim=2)
+    assert entropy(p, dim=2).shape == (2, 3, 5)
+    torch.testing.assert_close(entropy(p, dim=2), -(p * p.log()).sum(dim=2))
+
+
+def test_jsd_of_two_particles_is_the_square_of_scipys_distance() -> None:
+    particles = torch.randn(2, 1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    particles = particles.softmax(dim=2)
+    distance = jensenshannon(particles[0, 0].numpy(), particles[1, 0].numpy(), axis=0)
+    np.testing.assert_allclose(maps(moments(particles)).jsd[0], distance**2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_particles_certain_of_as_many_classes_disagree_by_the_log_of_their_number(size: int) -> None:
+    particles = torch.eye(size, dtype=torch.float64).reshape(size, 1, size, 1, 1, 1)
+    found = maps(moments(particles))
+    assert found.entropy.item() == pytest.approx(math.log(size))
+    assert found.jsd.item() == pytest.approx(math.log(size))
+    assert found.variance.item() == pytest.approx(1 - 1 / size)  # size classes, each (1 / size) (1 - 1 / size)
 
 
 def test_opposite_certain_particles_disagree_by_log_two() -> None:
@@ -54,3 +79,6 @@ def test_invariants_and_running_sums(seed: int, size: int, classes: int, sharpne
     assert (found.jsd <= found.entropy + tolerance).all()
     assert (found.entropy <= math.log(classes) + tolerance).all()
     torch.testing.assert_close(found.jsd, found.entropy - found.expected_entropy, atol=1e-5, rtol=0)
+    exact = particles.double()
+    divergence = (torch.xlogy(exact, exact) - torch.xlogy(exact, exact.mean(dim=0))).sum(dim=2).mean(dim=0)
+    torch.testing.assert_close(found.jsd.double(), divergence, atol=1e-5, rtol=0)

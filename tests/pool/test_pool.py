@@ -190,7 +190,7 @@ def test_a_changed_file_drops_what_was_made_of_the_old_one(pool: Pool) -> None:
     pool.content_changed("a")
     assert pool.scored_images(1) == set()
     assert {image: codes.tolist() for image, codes in pool.codes("abc").items()} == {"b": [1, 1, 1]}
-    assert pool.mutual_information() == {("b", "c"): 0.25}
+    assert pool.missing_pairs("abd", "bc").tolist() == [[True, True], [False, False], [True, True]]
     assert pool.image_state("a")["unusable"] is None
     assert [row.image for row in pool.ranking()] == ["b"]
 

@@ -1,16 +1,37 @@
-"""Query strategies: one file each, pure functions of scores, and the registry of their names."""
+"""Query strategies: one file each, pure functions of what is known of the pool, and the registry of their names."""
 
 import numpy as np
 
-from svgd_label.acquisition import entropy, entropy_mi, expected_entropy, jsd, random
-from svgd_label.acquisition.candidates import Candidates, QueryStrategy
+from svgd_label.acquisition import (
+    clasp_pe,
+    coreset,
+    entropy,
+    entropy_mi,
+    expected_entropy,
+    jsd,
+    max_cover,
+    power_noise,
+    random,
+    random_foreground,
+)
+from svgd_label.acquisition.candidates import Candidates, QueryStrategy, gumbel_noise
 from svgd_label.errors import UserError
 
-__all__ = ["ALIASES", "STRATEGIES", "Candidates", "QueryStrategy", "rank", "strategy"]
+__all__ = ["ALIASES", "STRATEGIES", "Candidates", "QueryStrategy", "gumbel_noise", "rank", "strategy"]
 
-STRATEGIES: dict[str, QueryStrategy] = {
-    entry.name: entry for module in (entropy_mi, entropy, expected_entropy, jsd, random) for entry in module.STRATEGIES
-}
+_MODULES = (
+    entropy_mi,
+    entropy,
+    expected_entropy,
+    jsd,
+    max_cover,
+    clasp_pe,
+    power_noise,
+    coreset,
+    random,
+    random_foreground,
+)
+STRATEGIES: dict[str, QueryStrategy] = {entry.name: entry for module in _MODULES for entry in module.STRATEGIES}
 ALIASES = {"bald": "jsd"}
 
 
@@ -30,12 +51,12 @@ def strategy(name: str) -> QueryStrategy:
     return found
 
 
-def rank(chosen: QueryStrategy, candidates: Candidates, rng: np.random.Generator) -> list[tuple[str, float]]:
+def rank(chosen: QueryStrategy, candidates: Candidates) -> list[tuple[str, float]]:
     """(image, score) of all candidates that the strategy keeps, best first, ties by id."""
-    if not chosen.keeps_labelled:
-        candidates = candidates.select(~candidates.labelled)
-    if len(candidates) == 0:
+    by_id = np.array(sorted(range(len(candidates)), key=candidates.images.__getitem__), dtype=np.intp)
+    labelled = candidates.labelled[by_id]
+    pool = candidates.select(by_id if chosen.keeps_labelled else by_id[~labelled])
+    if len(pool) == 0:
         return []
-    scores = chosen.score(candidates, rng)
-    order = sorted(range(len(candidates)), key=lambda i: (-scores[i], candidates.images[i]))
-    return [(candidates.images[i], float(scores[i])) for i in order]
+    scores = chosen.score(pool, candidates.select(by_id[labelled]))
+    return [(pool.images[row], float(scores[row])) for row in np.argsort(-scores, kind="stable")]

@@ -1,11 +1,9 @@
 """The paper's rule: much entropy, little mutual information with what is labelled."""
 
-import numpy as np
-
 from svgd_label.acquisition.candidates import Candidates, QueryStrategy, Vector, min_max
 
 
-def score(candidates: Candidates, _: np.random.Generator) -> Vector:
+def score(candidates: Candidates, _: Candidates) -> Vector:
     """alpha * norm(H) - (1 / alpha) * norm(MI), norm the min-max over the pool (Nath et al. 2020, section III)."""
     return candidates.alpha * min_max(candidates.entropy) - min_max(candidates.mutual_information) / candidates.alpha
 

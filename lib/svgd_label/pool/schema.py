@@ -3,6 +3,7 @@
 # images.present is 0 for one whose file is gone: a share that drops out for a minute must not cost what is known of it.
 # images.open marks what may be proposed to an annotator; with it the indices below keep "next sample" flat in the
 # size of the pool.
+# segmentations holds what a DICOM server was told of a label's file, which its fingerprint names.
 # Tables whose content is found again by scoring stand in DERIVED.
 STEPS = (
     """
@@ -130,6 +131,19 @@ STEPS = (
     ) WITHOUT ROWID;
     CREATE INDEX mutual_information_by_partner ON mutual_information (partner);
     """,
+    """
+    CREATE TABLE segmentations (
+        image TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        number INTEGER,
+        state TEXT NOT NULL,
+        why TEXT,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        series TEXT,
+        instance TEXT,
+        PRIMARY KEY (image, fingerprint)
+    ) WITHOUT ROWID;
+    """,
 )
 
 DERIVED = ("scores", "codes", "mutual_information")
@@ -143,4 +157,5 @@ KEPT = (
     "acquisitions",
     "leases",
     "skips",
+    "segmentations",
 )

@@ -10,6 +10,27 @@ from svgd_label.pool.database import Database
 from svgd_label.pool.records import ScoreRow
 from svgd_label.pool.schema import DERIVED
 
+_COMPARED = """
+    SELECT partner, COUNT(*) FROM mutual_information WHERE image <> partner
+    AND partner IN (SELECT value FROM json_each(:labelled)) AND image IN (SELECT value FROM json_each(:images))
+    GROUP BY partner
+"""
+# Of two labelled images one order is asked for only: ``mirror_mutual_information`` makes the other.
+_MISSING = """
+    SELECT i.value, p.value FROM json_each(:images) AS i CROSS JOIN json_each(:partners) AS p
+    WHERE NOT EXISTS (SELECT 1 FROM mutual_information WHERE image = i.value AND partner = p.value)
+    AND (i.value < p.value OR i.value NOT IN (SELECT value FROM json_each(:partners)))
+"""
+_MIRROR = """
+    INSERT OR IGNORE INTO mutual_information
+    SELECT partner, image, value FROM mutual_information WHERE image IN (SELECT value FROM json_each(:partners))
+        AND partner IN (SELECT value FROM json_each(:labelled))
+    UNION ALL
+    SELECT partner, image, value FROM mutual_information WHERE partner IN (SELECT value FROM json_each(:partners))
+        AND image IN (SELECT value FROM json_each(:labelled))
+"""
+_OVER = {"mean": "AVG", "sum": "SUM", "max": "MAX"}
+
 
 class Scores:
     """Rows of the scoring, which fall away with the file content or the settings that they were made of."""
@@ -104,15 +125,77 @@ class Scores:
                 ],
             )
 
-    def mutual_information(self) -> dict[tuple[str, str], float]:
-        """(image, partner) -> nats, for the pairs that were written."""
-        rows = self.database.connection.execute("SELECT image, partner, value FROM mutual_information")
-        return {(row[0], row[1]): row[2] for row in rows}
+    def coded_images(self) -> set[str]:
+        """Ids of the images that have codes of their present files."""
+        rows = self.database.connection.execute("SELECT c.image FROM codes c JOIN images i USING (image, fingerprint)")
+        return {row["image"] for row in rows}
 
-    def write_mutual_information(self, rows: Iterable[tuple[str, str, float]]) -> None:
-        """Stores (image, partner, nats) rows."""
+    def partners_to_compare(self, images: Sequence[str], labelled: Sequence[str]) -> list[str]:
+        """The labelled images with which some image has no value yet."""
+        lists = {"images": json.dumps(list(images)), "labelled": json.dumps(list(labelled))}
+        compared: dict[str, int] = dict(self.database.connection.execute(_COMPARED, lists))
+        known = set(images)
+        return [partner for partner in labelled if compared.get(partner, 0) < len(known - {partner})]
+
+    def missing_pairs(self, images: Sequence[str], partners: Sequence[str]) -> NDArray[np.bool_]:
+        """(len(images), len(partners)): the pairs without a value; of two that are both partners one order only."""
+        row, column = ({image: index for index, image in enumerate(ids)} for ids in (images, partners))
+        missing = np.zeros((len(images), len(partners)), dtype=np.bool_)
+        lists = {"images": json.dumps(list(images)), "partners": json.dumps(list(partners))}
+        for image, partner in self.database.connection.execute(_MISSING, lists):
+            missing[row[image], column[partner]] = True
+        return missing
+
+    def write_mutual_information(
+        self, rows: Iterable[tuple[str, str, float]], fingerprints: Mapping[str, str] | None = None
+    ) -> None:
+        """Stores (image, partner, nats) rows, but none of a file that has changed.
+
+        Args:
+            rows: the values; the other order of a pair is a row of its own.
+            fingerprints: of the files when their codes were read; None takes all rows.
+        """
         with self.database.transaction() as connection:
+            if fingerprints is not None:
+                present = self.fingerprints()
+                same = {image for image, content in fingerprints.items() if present.get(image) == content}
+                rows = (row for row in rows if row[0] in same and row[1] in same)
             connection.executemany("INSERT OR REPLACE INTO mutual_information VALUES (?, ?, ?)", rows)
+
+    def mirror_mutual_information(self, partners: Sequence[str], labelled: Sequence[str]) -> None:
+        """What is known of one of the partners and a labelled image in one order is written in the other."""
+        lists = {"partners": json.dumps(list(partners)), "labelled": json.dumps(list(labelled))}
+        with self.database.transaction() as connection:
+            connection.execute(_MIRROR, lists)
+
+    def labelled_information(
+        self, images: Sequence[str], labelled: Sequence[str], *, over: str = "mean"
+    ) -> NDArray[np.float64]:
+        """Each image's mutual information with the labelled set T, from the pairs that were written.
+
+        An image's MI with itself never counts; one whose only labelled partner is itself takes the mean of the others';
+        an empty T makes the term 0.
+
+        Args:
+            images: the pool.
+            labelled: T.
+            over: ``mean``, ``sum`` or ``max`` over T.
+
+        Returns:
+            (len(images),) in nats.
+        """
+        # The plus keeps SQLite from the partners' index, which takes ten times as long as the table in its own order.
+        found = dict(
+            self.database.connection.execute(
+                f"SELECT image, {_OVER[over]}(value) FROM mutual_information WHERE image <> partner "
+                "AND +partner IN (SELECT value FROM json_each(?)) GROUP BY image",
+                (json.dumps(list(labelled)),),
+            )
+        )
+        values = np.array([found.get(image, np.nan) for image in images], dtype=np.float64)
+        known = values[~np.isnan(values)]
+        values[np.isnan(values)] = known.mean() if known.size else 0.0
+        return values
 
     def content_changed(self, image: str) -> None:
         """The image's file is another: its scores, codes, information, rank and mark "unusable" are void."""

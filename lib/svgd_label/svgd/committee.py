@@ -1,10 +1,11 @@
 """The committee: M particles, copies of one network, as a single module whose output is their mean."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from svgd_label.svgd.convolution import FastConvolutions
 from svgd_label.svgd.kernel import pairwise_distances
 
 
@@ -45,12 +46,19 @@ class Committee(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean probabilities (B, C, *spatial) from (B, 1, *spatial), by a running sum: memory does not grow with M."""
-        total: Tensor | None = None
+        probabilities = self.probabilities(x)
+        total = next(probabilities).clone()
+        for particle in probabilities:
+            total += particle
+        total /= len(self)
+        return total
+
+    def probabilities(self, x: Tensor) -> Iterator[Tensor]:
+        """One particle's probabilities after another, each (B, C, *spatial), from (B, 1, *spatial)."""
         for particle in self.particles:
-            probabilities = particle(x).float().softmax(dim=1)
-            total = probabilities if total is None else total + probabilities
-        assert total is not None
-        return total / len(self)
+            with FastConvolutions():
+                logits = particle(x)
+            yield logits.float().softmax(dim=1)
 
     def trainable(self) -> list[list[nn.Parameter]]:
         """For each particle its trainable parameters, in one order."""

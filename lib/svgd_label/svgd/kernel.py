@@ -31,10 +31,13 @@ def median_bandwidth(particles: Tensor) -> Tensor:
     Returns:
         A scalar tensor, constant under differentiation.
     """
-    count = particles.shape[0]
+    return _median_bandwidth(pairwise_distances(particles.detach()), particles.shape[0])
+
+
+def _median_bandwidth(distances: Tensor, count: int) -> Tensor:
     if count < 2:
-        return particles.new_ones(())
-    median = torch.quantile(pairwise_distances(particles.detach()), 0.5)
+        return distances.new_ones(())
+    median = torch.quantile(distances, 0.5)
     return torch.where(median > 0, median.square() / math.log(count), torch.ones_like(median))
 
 
@@ -44,6 +47,12 @@ def phi(particles: Tensor, scores: Tensor, *, bandwidth: float | None = None) ->
     phi(theta_i) = 1/M * sum_j [ r(theta_j, theta_i) * score_j + grad_{theta_j} r(theta_j, theta_i) ]
     with r(a, b) = exp(-||a - b||^2 / h). The first term drives the particles to where the posterior is large, the
     second, 2/h * (theta_i - theta_j) * r, keeps them apart.
+
+    These are blackjax's conventions (``length_scale`` is h); there the median heuristic follows each step instead of
+    preceding it, and is not a number for one particle or a zero median, where h is 1 here. Pyro's h is a vector, for
+    each dimension the lower median of the squared differences / log(M + 1): its ``multivariate`` velocity is
+    phi(theta / sqrt(h), sqrt(h) * score, bandwidth=1) / sqrt(h), and its ``univariate`` one, the default there, takes
+    phi of every dimension by itself.
 
     Args:
         particles: (M, P) float32 or float64, one flattened parameter vector a row.
@@ -65,21 +74,31 @@ def phi(particles: Tensor, scores: Tensor, *, bandwidth: float | None = None) ->
         raise ValueError(
             f"particles and scores must both be float32 or both float64, not {particles.dtype} and {scores.dtype}"
         )
+    # Shifted so that the first is zero, which changes no difference, the particles lose nothing to cancellation.
+    return velocity_weights(particles, bandwidth=bandwidth) @ torch.cat([scores, particles - particles[0]])
+
+
+def velocity_weights(particles: Tensor, *, bandwidth: float | None = None) -> Tensor:
+    """The M x 2M matrix W with phi = W [scores; particles], the one product that touches all parameters.
+
+    Its left half is the kernel, 1/M r(theta_j, theta_i). Its right half is the repulsion,
+    2/(M h) sum_j r_ij (theta_i - theta_j), as the kernel's graph Laplacian; its rows sum to zero, so the particles may
+    be shifted together.
+
+    Args:
+        particles: (M, P).
+        bandwidth: as for :func:`phi`.
+
+    Raises:
+        ValueError: the bandwidth is not positive.
+    """
     if bandwidth is not None and not bandwidth > 0:
         raise ValueError(f"the bandwidth must be positive, not {bandwidth}")
-
     count = particles.shape[0]
     distances = pairwise_distances(particles)
-    if bandwidth is None:
-        h = median_bandwidth(particles)
-    else:
-        h = torch.as_tensor(bandwidth, dtype=particles.dtype, device=particles.device)
+    h = _median_bandwidth(distances, count) if bandwidth is None else bandwidth
     kernel = torch.eye(count, dtype=particles.dtype, device=particles.device)
     rows, columns = torch.triu_indices(count, count, offset=1, device=particles.device)
     kernel[rows, columns] = kernel[columns, rows] = torch.exp(-distances.square() / h)
-
-    # Shifted to their centroid, which changes no difference, the particles lose nothing to cancellation.
-    centred = particles - particles.mean(dim=0)
-    # The repulsion, 2/h * sum_j r_ij (theta_i - theta_j), as one product with the kernel's graph Laplacian.
     laplacian = torch.diag(kernel.sum(dim=1)) - kernel
-    return torch.addmm(kernel @ scores, laplacian * (2 / h), centred, alpha=1 / count, beta=1 / count)
+    return torch.cat([kernel, laplacian * (2 / h)], dim=1) / count

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from svgd_label.svgd.kernel import phi
+from svgd_label.svgd.kernel import velocity_weights
 
 
 class SVGD(Optimizer):
@@ -39,6 +39,8 @@ class SVGD(Optimizer):
         self.particles = [list(particle) for particle in particles]
         self.bandwidth = bandwidth
         self.prior_std = prior_std
+        self._gathered: Tensor | None = None
+        self._descent: Tensor | None = None
         self._share()
 
     def _share(self) -> None:
@@ -57,13 +59,28 @@ class SVGD(Optimizer):
     @torch.no_grad()
     def velocity(self) -> Tensor:
         """The velocity (M, P) for the parameters and gradients as they stand, each row in the order of memory."""
+        weights, gathered = self._factors()
+        return weights @ gathered
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """Two matrices, (M, 2M) and (2M, P), whose product is the velocity; the next call overwrites the second.
+
+        It stays from step to step: asking the system for so much memory anew took longer than the arithmetic.
+        """
+        parameters = [parameter for particle in self.particles for parameter in particle]
         count = len(self.particles)
-        particles = torch.cat([_in_memory(p, p) for ps in self.particles for p in ps]).view(count, -1)
-        gradients = torch.cat([_in_memory(p, _gradient(p)) for ps in self.particles for p in ps]).view(count, -1)
-        scores = gradients.neg_()
+        if self._gathered is None:
+            self._gathered = parameters[0].new_empty(2 * count, sum(p.numel() for p in self.particles[0]))
+        gradients, particles = self._gathered.chunk(2)
+        torch.cat([_in_memory(p, _gradient(p)) for p in parameters], out=gradients.view(-1))
+        torch.cat([_in_memory(p, p) for p in parameters], out=particles.view(-1))
         if self.prior_std is not None:
-            scores -= particles / self.prior_std**2
-        return phi(particles, scores, bandwidth=self.bandwidth)
+            gradients.add_(particles, alpha=1 / self.prior_std**2)
+        particles[1:] -= particles[0]  # shifted so that the first is zero, as in phi
+        particles[0] = 0
+        weights = velocity_weights(particles, bandwidth=self.bandwidth)
+        weights[:, :count].neg_()  # the gradients are those of minus the log-likelihood
+        return weights, self._gathered
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -72,8 +89,12 @@ class SVGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        weights, gathered = self._factors()
+        if self._descent is None:
+            self._descent = torch.empty_like(gathered[: len(self.particles)])
+        torch.mm(-weights, gathered, out=self._descent)
         parameters = [parameter for particle in self.particles for parameter in particle]
-        pieces = self.velocity().neg_().view(-1).split([parameter.numel() for parameter in parameters])
+        pieces = self._descent.view(-1).split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
         self.optimizer.step()

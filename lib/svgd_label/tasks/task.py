@@ -93,6 +93,7 @@ class Task(_Strict):
     alpha: Annotated[float, Field(gt=0)] = 1.0
     queries: Annotated[int, Field(ge=1)] = 5
     max_frequency: Annotated[int, Field(ge=1)] = 10
+    clasp_steps: Annotated[int, Field(ge=1)] = 10
 
     @field_validator("labels")
     @classmethod

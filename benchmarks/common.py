@@ -1,7 +1,10 @@
-"""What every benchmark has in common: what it returns, how two sides are timed in one run, where the figures go."""
+"""What every benchmark shares: what it returns, timing two sides in one run, peak memory, where the figures go."""
 
+import importlib
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,7 +12,8 @@ from pathlib import Path
 
 from svgd_label import hardware
 
-RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,30 @@ def paired(ours: Callable[[], object], theirs: Callable[[], object], *, pairs: i
         statistics.median(a for a, _ in times),
         statistics.median(b for _, b in times),
     )
+
+
+def peak_gib(code: str) -> float:
+    """Peak resident memory in GiB of a fresh Python process on Linux that runs ``code``, imports included."""
+    ending = "; print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    command = [sys.executable, "-c", code + ending]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=1800)
+    return int(ended.stdout.split()[-1]) / 2**20
+
+
+def benchmarks() -> list[str]:
+    """The names of all benchmarks: the files of this folder that have a ``run``."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(file.stem for file in files if not file.stem.startswith(("_", "common")))
+
+
+def run(name: str, *, quick: bool) -> list[Measurement]:
+    """Runs one benchmark; only a full run writes its measurements."""
+    found = importlib.import_module(f"benchmarks.{name}").run(quick=quick)
+    measurements = [found] if isinstance(found, Measurement) else list(found)
+    if not quick:
+        for measurement in measurements:
+            write(measurement, command=f"python main.py bench {name}")
+    return measurements
 
 
 def write(measurement: Measurement, *, command: str) -> Path:

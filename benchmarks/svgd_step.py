@@ -1,34 +1,70 @@
-"""One SVGD step with M particles against M plain training steps of one network, on the same batches.
+"""One SVGD step with M particles against M plain training steps of one network, on the same batches; time and memory.
 
 Ours is the training engine's own iteration: forward and backward of every particle, kernel, velocity, Adam. Theirs is
 what anyone would write for one network: forward, the same loss, backward, Adam; M of them, each on its own network.
+Peak memory is a fresh process's that takes three steps, against the same with one particle. It grows with M by three
+copies of the weights for SVGD and two for Adam, while the activations are those of one particle.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
 
-from benchmarks.common import Measurement, paired
+from benchmarks.common import RESULTS, Measurement, paired, peak_gib
 from svgd_label.checkpoint import new_committee
 from svgd_label.device import default_device, training_autocast
 from svgd_label.likelihood import dice_log_likelihood
 from svgd_label.svgd import SVGD
-from svgd_label.tasks import load_task
+from svgd_label.tasks import Task, load_task
 from svgd_label.training import svgd_iteration
 
-TARGET = 1.10
+TARGET = 1.05
+MEMORY_TARGET = 1.3
+SIZES = (1, 2, 5, 10, 20)
 
 
-def run(*, quick: bool) -> Measurement:
-    """The hippocampus task as it is trained: its network, window, batch and number of particles."""
-    task = load_task("hippocampus")
-    device = default_device()
+def run(*, quick: bool) -> list[Measurement]:
+    """The hippocampus task as it is trained: its network, window, batch and number of particles; and other numbers."""
+    size = load_task("hippocampus").particles
+    times = {size: _time(size, pairs=3 if quick else 30)}
+    memory = {number: peak_gib(_code(number)) for number in ((1, size) if quick else SIZES)}
+    details = {}
+    if not quick:
+        times |= {number: _time(number, pairs=3) for number in SIZES if number != size}
+        _draw(times, memory)
+        details = {f"ratio_with_{number}": round(times[number][0], 3) for number in SIZES}
+    peaks = {f"gib_with_{number}": round(peak, 3) for number, peak in memory.items()}
+    ratio, ours, theirs = times[size]
+    grown = memory[size] / memory[1]
+    return [
+        Measurement("svgd_step", ratio, TARGET, ours, theirs, f"seconds for {size} particles", details),
+        Measurement("svgd_memory", grown, MEMORY_TARGET, memory[size], memory[1], "GiB, 5 particles against 1", peaks),
+    ]
+
+
+def _time(size: int, *, pairs: int) -> tuple[float, float, float]:
+    ours, theirs = svgd_step(size), _plain_steps(size)
+    return paired(ours, theirs, pairs=pairs)
+
+
+def _code(size: int) -> str:
+    return f"from benchmarks.svgd_step import svgd_step; step = svgd_step({size}); step(); step(); step()"
+
+
+def _task_and_batch(size: int) -> tuple[Task, dict[str, torch.Tensor]]:
+    task = load_task("hippocampus").model_copy(update={"particles": size})
     generator = torch.Generator().manual_seed(0)
-    batch = {
+    return task, {
         "image": torch.rand(task.batch, 1, *task.window, generator=generator),
         "label": torch.randint(0, task.classes, (task.batch, 1, *task.window), generator=generator),
     }
 
+
+def svgd_step(size: int) -> Callable[[], object]:
+    """A training step of a committee of so many particles."""
+    task, batch = _task_and_batch(size)
+    device = default_device()
     committee = new_committee(task, seed=0).to(device)
     engine = SimpleNamespace(
         state=SimpleNamespace(device=device),
@@ -36,11 +72,16 @@ def run(*, quick: bool) -> Measurement:
         optimizer=SVGD(torch.optim.Adam(committee.parameters(), lr=task.learning_rate), committee.trainable()),
         loss_function=lambda logits, labels: -dice_log_likelihood(logits, labels),
     )
+    return lambda: svgd_iteration(engine, batch)
 
+
+def _plain_steps(size: int) -> Callable[[], None]:
+    task, batch = _task_and_batch(size)
+    device = default_device()
     networks = list(new_committee(task, seed=1).to(device).particles)
     optimizers = [torch.optim.Adam(network.parameters(), lr=task.learning_rate) for network in networks]
 
-    def plain_steps() -> None:
+    def steps() -> None:
         for network, optimizer in zip(networks, optimizers, strict=True):
             images = batch["image"].to(device, memory_format=torch.channels_last_3d)
             labels = batch["label"].to(device)
@@ -52,5 +93,21 @@ def run(*, quick: bool) -> Measurement:
             optimizer.step()
             loss.item()
 
-    ratio, ours, theirs = paired(lambda: svgd_iteration(engine, batch), plain_steps, pairs=5 if quick else 30)
-    return Measurement("svgd_step", ratio, TARGET, ours, theirs, f"seconds for {task.particles} particles")
+    return steps
+
+
+def _draw(times: dict[int, tuple[float, float, float]], memory: dict[int, float]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(SIZES, [times[size][1] for size in SIZES], "o-", label="one SVGD step of M particles")
+    left.plot(SIZES, [times[size][2] for size in SIZES], "s--", label="M plain steps")
+    left.set(xlabel="particles M", ylabel="seconds", ylim=(0, None))
+    left.legend()
+    right.plot(SIZES, [memory[size] for size in SIZES], "o-", label="peak of a training process")
+    right.axhline(MEMORY_TARGET * memory[1], color="grey", linestyle=":", label="1.3 times that of one particle")
+    right.set(xlabel="particles M", ylabel="GiB", ylim=(0, None))
+    right.legend()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / "svgd_step.png", dpi=150)

@@ -8,7 +8,7 @@ import pytest
 
 from svgd_label.acquisition import ALIASES, STRATEGIES
 
-from .conftest import ROOT
+from .conftest import NEEDS_SERVER, ROOT
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -32,7 +32,11 @@ def test_strategies_are_listed_with_their_sources() -> None:
     for strategy in STRATEGIES.values():
         assert strategy.name in listed
         assert strategy.source in listed
-    assert all(alias in listed for alias in ALIASES)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.splitlines() if line.startswith("│")]
+    assert [row[:3] for row in rows] == [
+        [name, ", ".join(alias for alias, of in ALIASES.items() if of == name), "yes" if rule.keeps_labelled else "no"]
+        for name, rule in STRATEGIES.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -40,9 +44,13 @@ def test_strategies_are_listed_with_their_sources() -> None:
     [
         (("pretrain", "liver", "--data", "."), "there is no task 'liver'"),
         (("pretrain", "sample", "--data", "/nowhere"), "splits.json: cannot be read"),
-        (("serve", "--studies", "/nowhere", "--port", "18765"), "/nowhere: there is no such folder"),
+        pytest.param(
+            ("serve", "--studies", "/nowhere", "--port", "18765"),
+            "/nowhere: there is no such folder",
+            marks=NEEDS_SERVER,
+        ),
         (("serve", "--conf", "lease"), "write KEY=VALUE"),
-        (("serve", "--conf", "leese=3", "--port", "18765"), "leese"),
+        pytest.param(("serve", "--conf", "leese=3", "--port", "18765"), "leese", marks=NEEDS_SERVER),
         (("labels", "list", "--studies", "/nowhere"), "no server has kept its state there"),
         (("bench", "nope"), "there is no benchmark 'nope'"),
     ],

@@ -1,6 +1,5 @@
 """The command line: ``python main.py COMMAND``. Every command is a thin call of a function of the package."""
 
-import importlib
 import logging
 import sys
 from pathlib import Path
@@ -23,6 +22,13 @@ app = typer.Typer(
 )
 app.add_typer(label_history.app, name="labels")
 
+TaskOption = Annotated[str | None, typer.Option(help="A preset or a task's YAML file.")]
+HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
+PortOption = Annotated[int, typer.Option(help="Port to listen on.")]
+ConfOption = Annotated[
+    list[str] | None, typer.Option(help="KEY=VALUE, a setting as after MONAI Label's --conf; may be repeated.")
+]
+
 
 @app.callback()
 def _commands() -> None:
@@ -31,24 +37,43 @@ def _commands() -> None:
 
 @app.command()
 def serve(
-    studies: Annotated[str | None, typer.Option(help="Folder of images; default: the sample study.")] = None,
-    task: Annotated[str | None, typer.Option(help="A preset or a task's YAML file.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    conf: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE, a setting as after MONAI Label's --conf; may be repeated.")
+    studies: Annotated[
+        str | None, typer.Option(help="Folder of images, or address of a DICOMweb server; default: the sample study.")
     ] = None,
+    task: TaskOption = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    conf: ConfOption = None,
 ) -> None:
     """Start the server for annotators."""
     from svgd_label.server.start import serve as run
 
+    run(studies, task, host=host, port=port, conf=_settings(conf))
+
+
+@app.command()
+def serve_dicom(
+    dicom: Annotated[Path | None, typer.Argument(help="Folder of DICOM files to load first.")] = None,
+    task: TaskOption = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    dicom_port: Annotated[int, typer.Option(help="Port of Orthanc, on this machine only.")] = 8042,
+    conf: ConfOption = None,
+) -> None:
+    """Start a DICOM server (Orthanc) on this machine, and the server for annotators on it."""
+    from svgd_label.server.dicom.orthanc import serve as run
+
+    run(dicom, task, host=host, port=port, dicom_port=dicom_port, conf=_settings(conf))
+
+
+def _settings(conf: list[str] | None) -> dict[str, str]:
     settings: dict[str, str] = {}
     for setting in conf or []:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--conf {setting}: write KEY=VALUE, as in --conf lease=30")
         settings[key] = value
-    run(studies, task, host=host, port=port, conf=settings)
+    return settings
 
 
 @app.command()
@@ -56,11 +81,10 @@ def strategies() -> None:
     """List the query strategies with their sources."""
     from svgd_label.acquisition import ALIASES, STRATEGIES
 
-    table = Table("name", "labelled images stay", "source")
+    table = Table("name", "alias", "labelled images stay", "source")
     for strategy in STRATEGIES.values():
         alias = ", ".join(alias for alias, name in ALIASES.items() if name == strategy.name)
-        name = f"{strategy.name} (alias {alias})" if alias else strategy.name
-        table.add_row(name, "yes" if strategy.keeps_labelled else "no", strategy.source)
+        table.add_row(strategy.name, alias, "yes" if strategy.keeps_labelled else "no", strategy.source)
     Console().print(table)
 
 
@@ -100,26 +124,81 @@ def pretrain(
 
 
 @app.command()
+def repulsion(
+    task: Annotated[str, typer.Argument(help="A preset or a task's YAML file.")],
+    data: Annotated[Path, typer.Option(help="Folder in MSD layout with splits.json.")],
+    arm: Annotated[list[str] | None, typer.Option(help="May be repeated; default: all.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="May be repeated; default: 100 and 101.")] = None,
+    steps: Annotated[int, typer.Option(min=4, help="Training steps.")] = 200,
+    folder: Annotated[Path, typer.Option(help="Where runs, table and figure go.")] = ROOT / "results" / "repulsion",
+) -> None:
+    """Measure drive and repulsion of SVGD against a plain ensemble; finished runs are not run again."""
+    from svgd_label.experiments.repulsion import read, study
+    from svgd_label.experiments.repulsion_figure import draw, table
+    from svgd_label.tasks import load_task
+
+    chosen = load_task(task).model_copy(update={"steps": steps})
+    study(chosen, data, folder, arms=arm, seeds=seed or [100, 101])
+    runs = read(folder / "runs.jsonl")
+    (folder / "table.md").write_text(table(runs), encoding="utf-8")
+    draw(runs, folder / "repulsion.png")
+
+
+@app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, under 30 s each.")] = False,
 ) -> None:
-    """Measure against the alternatives; the figures go to results/benchmarks/."""
+    """Measure against the alternatives; the figures go to results/benchmarks/, those of --quick nowhere."""
     sys.path.insert(0, str(ROOT))  # the benchmarks stand beside the package, not in it
-    files = (ROOT / "benchmarks").glob("*.py")
-    known = sorted(file.stem for file in files if not file.stem.startswith(("_", "common")))
+    from benchmarks import _report, common
+
+    known = common.benchmarks()
     if name is not None and name not in known:
         raise UserError(f"there is no benchmark {name!r}; known are {', '.join(known)}")
-    from benchmarks import common
-
-    table = Table("benchmark", "ours", "theirs", "unit", "ratio", "target", "met")
+    measured = []
     for chosen in known if name is None else [name]:
-        measured = importlib.import_module(f"benchmarks.{chosen}").run(quick=quick)
-        common.write(measured, command=f"python main.py bench {chosen}{' --quick' if quick else ''}")
-        figures = [f"{value:.4g}" for value in (measured.ours, measured.theirs)]
-        met = "yes" if measured.met else "no"
-        table.add_row(chosen, *figures, measured.unit, f"{measured.ratio:.3f}", f"<= {measured.target:g}", met)
-    Console().print(table)
+        try:
+            measured += common.run(chosen, quick=quick)
+        except ModuleNotFoundError as error:
+            raise UserError(f"the benchmark {chosen} needs the module {error.name}: make test installs it") from error
+    Console().print(_report.table(measured))
+    if not quick:
+        _report.write()
+
+
+@app.command()
+def experiment(
+    source: Annotated[str, typer.Argument(help="A preset, or an experiment's YAML file.")],
+    data: Annotated[Path | None, typer.Option(help="Folder in MSD layout with splits.json.")] = None,
+    arms: Annotated[str | None, typer.Option(help="Query strategies, with commas; the claimed one first.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Numbers, with commas.")] = None,
+    split: Annotated[str | None, typer.Option(help="What is measured on: test, or dev for choices.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how long it takes, after timing one.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; more than 1 need Ray.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
+) -> None:
+    """Replay active learning over a labelled data set; started again, it goes on where it was."""
+    from svgd_label.experiments import experiment, progress, replay, runner
+    from svgd_label.experiments.run import Run
+
+    listed = {"arms": arms, "seeds": seeds}
+    given = {key: [part for part in text.split(",") if part] for key, text in listed.items() if text is not None}
+    plain = {"data": data, "split": split}
+    chosen = experiment.load_experiment(source, given | {key: value for key, value in plain.items() if value})
+    planned = Run.plan(run or ROOT / "runs" / Path(source).stem, chosen)
+    todo = replay.jobs(planned, [arm.name for arm in chosen.arms], chosen.seeds)
+    if dry_run:
+        typer.echo(progress.estimate(planned, todo, workers))
+        return
+    planned.begin()
+    with planned.alone(), progress.followed(planned, todo, workers):
+        if ray or workers > 1:
+            runner.run_on_ray(planned, todo, workers=workers, address=ray)
+        else:
+            runner.run_here(planned, todo)
+    typer.echo(f"{planned.folder / 'summary.json'} holds the result")
 
 
 def main() -> None:

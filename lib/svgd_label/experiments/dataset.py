@@ -18,6 +18,8 @@ class Dataset:
 
     folder: Path
     splits: dict[str, list[Case]]
+    initial: int | None = None
+    """How many cases of the pool an experiment begins with, where splits.json says so."""
 
     @classmethod
     def read(cls, folder: Path) -> "Dataset":
@@ -42,4 +44,4 @@ class Dataset:
             for path in (case.image, case.label):
                 if not Path(path).is_file():
                     raise DatasetError(f"{path}: named in splits.json, but not there")
-        return cls(folder, splits)
+        return cls(folder, splits, content.get("initial"))

@@ -1,0 +1,214 @@
+"""The replay: active learning over a labelled data set, by the server's own functions and without an annotator."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svgd_label import checkpoint, hardware
+from svgd_label.active_step import score_pool
+from svgd_label.device import default_device
+from svgd_label.experiments.experiment import FULL, INITIAL
+from svgd_label.experiments.pictures import write_pictures
+from svgd_label.experiments.run import Run, Track, write_json
+from svgd_label.inference import evaluate
+from svgd_label.pool import Acquisition, Database, Pool, Studies
+from svgd_label.svgd import Committee
+from svgd_label.tasks import Task
+from svgd_label.training import Case, train
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Trained = tuple[Committee, Record]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm and seed, the full-data reference of a seed, or the committee that a seed's arms begin with."""
+
+    kind: str
+    """``arm``, ``full`` or ``initial``."""
+    arm: str
+    """Of an initial committee, the first arm that begins with it."""
+    seed: int
+
+    def track(self, run: Run) -> Track:
+        """Where it writes."""
+        return (run.initial_track if self.kind == INITIAL else run.track)(self.arm, self.seed)
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}" + (", initial committee" if self.kind == INITIAL else "")
+
+
+def jobs(run: Run, arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """What there is to do, seed by seed, so that whole pairs are there as early as can be."""
+    found: dict[Path, Job] = {}
+    for seed in seeds:
+        for arm in arms:
+            found.setdefault(run.initial_track(arm, seed).folder, Job(INITIAL, arm, seed))
+        for job in (*(Job("arm", arm, seed) for arm in arms), Job(FULL, FULL, seed)):
+            found[job.track(run).folder] = job
+    return list(found.values())
+
+
+def execute(run: Run, job: Job) -> None:
+    """Does a job, or what is left of it."""
+    track = job.track(run)
+    with track.alone():
+        if track.ended():
+            return
+        {INITIAL: _initial, FULL: _full, "arm": _arm}[job.kind](run, job, track)
+
+
+def _initial(run: Run, job: Job, track: Track) -> None:
+    """The first training of a seed, on the initial labels."""
+    task, chosen = run.task(job.arm), set(run.initial_labels(job.seed))
+    cases = [case for case in sorted(run.cases["pool"], key=lambda case: case.id) if case.id in chosen]
+    _, record = _trained(task, track, 1, lambda step: _train(run, task, track, cases, job.seed, step, len(cases)))
+    track.append({"step": 1, **record, "last": True, "hardware": hardware.describe()})
+
+
+def _full(run: Run, job: Job, track: Track) -> None:
+    """The reference: all labels of the pool, as many trainings as an arm makes that never repeats an image."""
+    task, cases = run.base_task, run.cases["pool"]
+
+    def make(step: int) -> Trained:
+        return _train(run, task, track, cases, job.seed, step, len(cases))
+
+    # From scratch, one training is as good as the last of several.
+    trainings = run.trainings(task) if task.warm_start else 1
+    for step in range(len(track.steps()) + 1, trainings + 1):
+        _, record = _trained(task, track, step, make)
+        _finish(track, job, {"step": step, **record, "last": step == trainings})
+
+
+def _arm(run: Run, job: Job, track: Track) -> None:
+    """Train, measure, score, pick, label: until the budget is spent or the trainings are."""
+    task, cases = run.task(job.arm), {case.id: case for case in run.cases["pool"]}
+    pool = Pool(Database(track.folder / "state", task=task.name), validation="none", max_frequency=task.max_frequency)
+
+    def make(step: int) -> Trained:
+        if step == 1:
+            return _begun(run, job)
+        listed = [replace(cases[entry.image], frequency=entry.frequency) for entry in pool.training_list()]
+        return _train(run, task, track, listed, job.seed, step, pool.summary().labelled)
+
+    with closing(pool.database):
+        Studies(Path(run.cases["pool"][0].image).parent, pool).check(cases, [])
+        pool.labels_found(run.initial_labels(job.seed))
+        while not track.ended():
+            step = len(track.steps()) + 1
+            committee, record = _trained(task, track, step, make)
+            distinct = record["distinct"]
+            last = distinct >= run.budget or step >= run.config["max_trainings"]
+            if not last:
+                picked = _acquire(run, job, pool, committee, step, record)
+                record["queued"] = picked.annotated[: run.budget - distinct]
+                write_pictures(track.folder / "pictures", task, committee, [cases[i] for i in record["queued"]], step)
+                last = not record["queued"] and pool.summary().open == 0
+                # The annotator answers; all of a step at once, so that a kill leaves none or all of them.
+                pool.labels_found(record["queued"])
+            _finish(track, job, {"step": step, **record, "last": last})
+
+
+def _begun(run: Run, job: Job) -> Trained:
+    """The first step of an arm: the committee that its seed's arms share."""
+    shared = run.initial_track(job.arm, job.seed)
+    committee = checkpoint.load(shared.committee, run.task(job.arm), device=default_device()).committee
+    record = shared.steps()[0]
+    return committee, {key: value for key, value in record.items() if key not in ("step", "last", "hardware")}
+
+
+def _trained(task: Task, track: Track, step: int, make: Callable[[int], Trained]) -> Trained:
+    """A step's committee and how its training went: from the disk where a kill came after the training."""
+    notes = track.folder / "training.json"
+    device = default_device()
+    if track.committee.exists():
+        found = checkpoint.load(track.committee, task, device=device)
+        if found.version == step:
+            record: Record = json.loads(notes.read_text(encoding="utf-8"))
+            return found.committee, record
+    committee, record = make(step)
+    # In this order: a committee of this step says that the notes are this step's too.
+    write_json(notes, record)
+    checkpoint.save(track.committee, committee, task, version=step)
+    return committee, record
+
+
+def _train(run: Run, task: Task, track: Track, cases: Sequence[Case], seed: int, step: int, distinct: int) -> Trained:
+    """One training and its measures. What is random in it depends on seed and step, as in the server's trainer.
+
+    Args:
+        distinct: volumes that the annotator has labelled, with those that then could not be used.
+    """
+    device = default_device()
+    if task.warm_start and step > 1:
+        committee = checkpoint.load(track.committee, task, device=device).committee
+    else:
+        committee = checkpoint.new_committee(task, seed=seed).to(device)
+    result = train(task, cases, committee, seed=seed + step)
+    trained = time.monotonic()
+    measured = evaluate(task, committee, [(case.image, case.label) for case in run.cases["evaluation"]])
+    means = np.nanmean(np.asarray(measured), axis=0)
+    return committee, {
+        "distinct": distinct,
+        "labelled": [case.id for case in cases],
+        "frequencies": {case.id: case.frequency for case in cases},
+        "mean_dice": float(np.nanmean(means)),
+        "dice": dict(zip(task.labels, _known(means), strict=True)),
+        "volumes": {case.id: _known(values) for case, values in zip(run.cases["evaluation"], measured, strict=True)},
+        "network_steps": result.steps * task.particles,
+        "loss": result.loss,
+        "distance": result.distance,
+        "unusable": result.unusable,
+        "seconds": {"train": result.seconds, "measure": time.monotonic() - trained},
+    }
+
+
+def _known(values: Iterable[float]) -> list[float | None]:
+    """JSON has no NaN, which is the Dice of a structure that is not there."""
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _acquire(run: Run, job: Job, pool: Pool, committee: Committee, step: int, record: Record) -> Acquisition:
+    """Scores the pool and takes the active step, or reads the one that a killed process has taken already."""
+    task = run.task(job.arm)
+    acquired = next((found for found in pool.acquisitions() if found.version == step), None)
+    started = time.monotonic()
+    if acquired is None:
+        acquired = score_pool(
+            pool,
+            task,
+            committee,
+            {case.id: case.image for case in run.cases["pool"]},
+            version=step,
+            strategy=run.strategy(job.arm),
+            seed=job.seed,
+        ).acquisition
+    assert acquired is not None  # nobody else works on this pool
+    rows = {row.image: row for row in pool.ranking()}
+    record["picks"], record["repeated"] = acquired.picks, acquired.repeated
+    record["scores"] = {
+        image: {key: getattr(rows[image], key) for key in ("score", "entropy", "mutual_information")}
+        for image in acquired.picks
+    }
+    record["seconds"]["score"] = time.monotonic() - started
+    record["unusable"] |= pool.unusable()
+    return acquired
+
+
+def _finish(track: Track, job: Job, step: Record) -> None:
+    if step["step"] == 1:
+        step["hardware"] = hardware.describe()
+    track.append(step)
+    logger.info(
+        "%s: step %d, %d labelled, Dice %.4f, %.0f s",
+        job, step["step"], step["distinct"], step["mean_dice"], sum(step["seconds"].values()),
+    )  # fmt: skip

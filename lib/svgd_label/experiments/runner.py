@@ -1,0 +1,97 @@
+"""Does the jobs of a run: one after the other, or on Ray, where each arm and seed is a task of its own."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svgd_label.errors import UserError
+from svgd_label.experiments.experiment import ExperimentError
+from svgd_label.experiments.replay import Job, execute
+from svgd_label.experiments.run import Run
+from svgd_label.experiments.statistics import write_summary
+
+logger = logging.getLogger(__name__)
+
+CORES_ON_A_CLUSTER = 2
+
+
+def run_here(run: Run, todo: Sequence[Job]) -> None:
+    """One job after the other, in this process.
+
+    Raises:
+        ExperimentError: some could not be done; the others are.
+    """
+    failed: dict[Job, UserError] = {}
+    for job in todo:
+        try:
+            execute(run, job)
+            write_summary(run)
+        except UserError as error:
+            _note(failed, job, error)
+    _end(run, failed)
+
+
+def run_on_ray(run: Run, todo: Sequence[Job], *, workers: int, address: str | None) -> None:
+    """All jobs at once, as far as there are workers; a job whose worker dies is given to another and goes on.
+
+    Args:
+        run: its folder, and the data, must be seen under the same path by all machines.
+        workers: so many processes on this machine, which share its cores; without a meaning for a cluster.
+        address: of a cluster to join, None to use this machine alone.
+
+    Raises:
+        ExperimentError: Ray is not installed or not to be reached, or some jobs could not be done; the others are.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ExperimentError("several workers need Ray: pip install 'svgd-label[cluster]'") from None
+    threads = CORES_ON_A_CLUSTER if address else max(1, (os.cpu_count() or 1) // workers)
+    try:
+        ray.init(address=address, num_cpus=None if address else workers * threads, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ExperimentError(f"no Ray cluster can be reached at {address} ({error})") from error
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=-1)(_work)
+        references: dict[Path, Any] = {}
+        for job in todo:  # the initial ones stand before the arms that wait for them
+            needed = run.initial_track(job.arm, job.seed).folder if job.kind == "arm" else None
+            references[job.track(run).folder] = remote.remote(run, job, threads, needed and references[needed])
+        failed: dict[Job, UserError] = {}
+        of = dict(zip(references.values(), todo, strict=True))
+        waiting = list(of)
+        while waiting:
+            (done, *_), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                ray.get(done)
+                write_summary(run)
+            except UserError as error:
+                _note(failed, of[done], error)
+        _end(run, failed)
+    finally:
+        ray.shutdown()
+
+
+def _work(run: Run, job: Job, threads: int, _begun: object) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("ignite", "svgd_label.training"):  # one line a step is enough from many
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.set_num_threads(threads)
+    execute(run, job)
+
+
+def _note(failed: dict[Job, UserError], job: Job, error: UserError) -> None:
+    logger.error("%s: %s", job, error)
+    failed[job] = error
+
+
+def _end(run: Run, failed: dict[Job, UserError]) -> None:
+    if failed:
+        reasons = "; ".join(f"{job}: {error}" for job, error in failed.items())
+        raise ExperimentError(f"{len(failed)} jobs of {run.folder} could not be done ({reasons}); the others are")

@@ -1,0 +1,130 @@
+"""What a run has shown: curves over distinct labels, areas under them, paired intervals; and summary.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.integrate import trapezoid
+
+from svgd_label.experiments.experiment import FULL
+from svgd_label.experiments.run import Run, write_json
+
+Vector = NDArray[np.float64]
+
+BASELINES = ("random", "random_foreground", "clasp_pe")
+"""What every arm is compared with, by the names of the arms."""
+SEEDS_FOR_INTERVALS = 5
+
+
+def curve(distinct: Sequence[int], dice: Sequence[float], budgets: Sequence[int]) -> Vector:
+    """Dice of the last committee trained at each budget; linear in between, the last value after the last.
+
+    Args:
+        distinct: (trainings,), labelled volumes at each training, never falling.
+        dice: (trainings,).
+        budgets: where the curve is wanted.
+    """
+    last = dict(zip(distinct, dice, strict=True))  # of several at one budget, the last one stays
+    values: Vector = np.interp(budgets, list(last), list(last.values()))
+    return values
+
+
+def aubc(values: Vector, budgets: Sequence[int]) -> float:
+    """Mean height of a curve: 1/(B - b0) times its integral from b0 to B, by the trapezoid rule."""
+    return float(trapezoid(values, budgets) / (budgets[-1] - budgets[0]))
+
+
+def interval(values: Vector) -> tuple[float, float] | None:
+    """The 95 % Student-t interval of a mean; None for fewer than five values."""
+    if len(values) < SEEDS_FOR_INTERVALS:
+        return None
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    mean = float(np.mean(values))
+    return mean - half, mean + half
+
+
+def paired_p(differences: Vector) -> float | None:
+    """Two-sided p of the paired t-test; None for fewer than five pairs."""
+    if len(differences) < SEEDS_FOR_INTERVALS:
+        return None
+    if not np.ptp(differences):
+        return float(not differences[0])
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics 6:65, 1979)."""
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[name]))
+        adjusted[name] = highest
+    return adjusted
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The content of summary.json, from the arms and seeds that have ended.
+
+    ``p_holm`` adjusts over the comparisons of the first arm, the claimed one, with the baselines; null for the others.
+    """
+    seeds = run.config["seeds"]
+    budgets = list(range(run.initial, run.budget + 1))
+    full = [run.track(FULL, seed).steps()[-1]["mean_dice"] for seed in seeds if run.track(FULL, seed).ended()]
+    full_dice = float(np.mean(full)) if full else None
+    raw = {
+        arm: {seed: run.track(arm, seed).steps() for seed in seeds if run.track(arm, seed).ended()} for arm in run.arms
+    }
+    areas: dict[str, dict[int, float]] = {}
+    arms: dict[str, Any] = {}
+    for arm, tracks in raw.items():
+        if not tracks:
+            continue
+        distinct = [[step["distinct"] for step in steps] for steps in tracks.values()]
+        dice = [[step["mean_dice"] for step in steps] for steps in tracks.values()]
+        curves = [curve(*track, budgets) for track in zip(distinct, dice, strict=True)]
+        areas[arm] = {seed: aubc(values, budgets) for seed, values in zip(tracks, curves, strict=True)}
+        own = np.array(list(areas[arm].values()))
+        reached = {
+            f"distinct_to_{share}": _first(budgets, np.mean(curves, axis=0), full_dice, share) for share in (99, 100)
+        }
+        arms[arm] = {
+            "seeds": list(tracks),
+            "dice": [values.tolist() for values in curves],
+            "raw": {"distinct": distinct, "dice": dice, "trainings": [[s["step"] for s in t] for t in tracks.values()]},
+            "aubc": float(own.mean()),
+            "aubc_ci": interval(own),
+            **dict.fromkeys([f"vs_{baseline}" for baseline in BASELINES]),
+            "p_holm": None,
+            **reached,
+        }
+    for arm in arms:
+        p: dict[str, float] = {}
+        for baseline in BASELINES:
+            if baseline == arm or baseline not in arms:
+                continue
+            both = [seed for seed in areas[arm] if seed in areas[baseline]]
+            if not both:
+                continue
+            differences = np.array([areas[arm][seed] - areas[baseline][seed] for seed in both])
+            low, high = interval(differences) or (None, None)
+            arms[arm][f"vs_{baseline}"] = [float(differences.mean()), low, high]
+            if (value := paired_p(differences)) is not None:
+                p[baseline] = value
+        if arm == run.arms[0] and p:
+            arms[arm]["p_holm"] = holm(p)
+    return {"task": run.base_task.name, "full_data_dice": full_dice, "budget": budgets, "arms": arms}
+
+
+def write_summary(run: Run) -> None:
+    """Writes summary.json into the run's folder."""
+    write_json(run.folder / "summary.json", summarise(run), indent=2)
+
+
+def _first(budgets: Sequence[int], mean: Vector, full: float | None, percent: int) -> int | None:
+    """The first budget at which the mean curve reaches so much of the full-data Dice."""
+    if full is None:
+        return None
+    reached = np.flatnonzero(mean >= percent / 100 * full)
+    return budgets[reached[0]] if len(reached) else None

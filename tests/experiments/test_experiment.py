@@ -1,0 +1,126 @@
+"""What an experiment is, is read into one object or refused in a sentence; a run goes on only as it began."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from svgd_label.experiments.experiment import PROTOCOLS, ExperimentError, load_experiment
+from svgd_label.experiments.run import Run
+from svgd_label.tasks import load_task, preset_names
+
+
+def test_a_preset_brings_its_protocol(hippocampus: Path) -> None:
+    found = load_experiment("hippocampus-cpu", {"data": hippocampus, "arms": ["bald"], "seeds": ["200", "201"]})
+    assert (found.budget, found.seeds, found.split) == (50, (200, 201), "test")
+    assert (found.arms[0].name, found.arms[0].strategy) == ("bald", "jsd")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_is_of_a_preset_and_leaves_room_for_its_trainings(name: str) -> None:
+    assert name in preset_names()
+    assert PROTOCOLS[name]["max_trainings"] >= 1 + (PROTOCOLS[name]["budget"] - 20) / load_task(name).queries
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"armz": []}, ["armz", "known are", "arms"]),
+        ({"arms": ["entropi"]}, ["no query strategy 'entropi'", "random"]),
+        ({"arms": ["random", "random"]}, ["twice", "random"]),
+        ({"arms": [{"name": "full", "strategy": "random"}]}, ["'full'"]),
+        ({"arms": [{"name": "a", "strategy": "random", "repeats": True}]}, ["arms.0.repeats", "known are", "repeat"]),
+        ({"seeds": []}, ["seeds"]),
+        ({"seeds": [1, 1]}, ["seeds", "once"]),
+        ({"split": "pool"}, ["split", "'test' or 'dev'"]),
+        ({"budget": "many"}, ["budget", "'many'"]),
+    ],
+)
+def test_a_wrong_field_is_refused_in_a_sentence(
+    tmp_path: Path, fields: dict[str, Any], changes: dict[str, Any], words: list[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**fields, **changes}))
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(str(tmp_path / "mine.yaml"), {})
+    for word in ["mine.yaml", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_field_and_an_unknown_preset_are_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: sample\n")
+    with pytest.raises(ExperimentError, match=r"'data' is missing.*'arms' is missing.*'budget' is missing"):
+        load_experiment(str(tmp_path / "mine.yaml"), {})
+    with pytest.raises(ExperimentError, match=r"'liver': take hippocampus, .* path of a \.yaml file"):
+        load_experiment("liver", {})
+    (tmp_path / "mine.yaml").write_text("{}")
+    with pytest.raises(ExperimentError, match="'task' is missing"):
+        load_experiment(str(tmp_path / "mine.yaml"), {})
+    (tmp_path / "mine.yaml").write_text("{task: liver, data: ., arms: [], seeds: [1], budget: 5, max_trainings: 2}")
+    with pytest.raises(ExperimentError, match="no task 'liver'"):
+        load_experiment(str(tmp_path / "mine.yaml"), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": 3}, ["3 volumes", "above the 3 initial"]),
+        ({"budget": 11}, ["11 volumes", "10 of the pool"]),
+        ({"arms": [{"name": "a", "strategy": "random", "task": {"stepz": 3}}]}, ["arm a", "stepz"]),
+        ({"data": "/nowhere"}, ["splits.json", "cannot be read"]),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused_before_anything_runs(
+    tmp_path: Path, fields: dict[str, Any], changes: dict[str, Any], words: list[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**fields, **changes}))
+    with pytest.raises(ValueError) as caught:
+        Run.plan(tmp_path / "run", load_experiment(str(tmp_path / "mine.yaml"), {}))
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_is_refused_with_the_difference(
+    tmp_path: Path, file: Path, fields: dict[str, Any]
+) -> None:
+    Run.plan(tmp_path / "run", load_experiment(str(file), {})).begin()
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    task = {**yaml.safe_load(Path(fields["task"]).read_text()), "steps": 5}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(task))
+    changed = {"task": str(tmp_path / "other.yaml"), "budget": 7, "arms": [{"name": "random", "strategy": "entropy"}]}
+    with pytest.raises(ExperimentError) as caught:
+        Run.plan(tmp_path / "run", load_experiment(str(file), changed))
+    for words in (
+        "task.steps 4 there, 5 here",
+        "budget 6 there, 7 here",
+        "arms.random.strategy 'random' there, 'entropy' here",
+    ):
+        assert words in str(caught.value)
+    assert "queries" not in str(caught.value)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_arms_and_seeds_are_added_to_a_run(tmp_path: Path, file: Path) -> None:
+    Run.plan(tmp_path / "run", load_experiment(str(file), {})).begin()
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": ["jsd", "random"], "seeds": [9, 7]}))
+    run.begin()
+    assert run.arms == ["entropy_mi_delete", "random", "keeping", "jsd"]
+    assert run.config["seeds"] == [7, 9]
+    assert Run.open(tmp_path / "run").config == run.config
+
+
+def test_arms_of_a_seed_share_initial_labels_and_the_first_committee_where_they_train_alike(
+    tmp_path: Path, file: Path
+) -> None:
+    arms: list[Any] = [
+        "random",
+        {"name": "scratch", "strategy": "random", "task": {"warm_start": False, "alpha": 2.0}},
+        {"name": "cold", "strategy": "random", "task": {"temperature": 0.5}},
+    ]
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": arms}))
+    folders = {arm: run.initial_track(arm, 7).folder for arm in run.arms}
+    assert folders["random"] == folders["scratch"] != folders["cold"]
+    draws = {tuple(run.initial_labels(seed)) for seed in range(20)}
+    assert all(len(draw) == 3 for draw in draws)
+    assert len(draws) > 10

@@ -1,0 +1,173 @@
+"""The replay spends its budget as the protocol says, and a kill at any moment changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from tests.experiments.conftest import command, steps
+
+from svgd_label.experiments.experiment import ExperimentError, load_experiment
+from svgd_label.experiments.replay import jobs
+from svgd_label.experiments.run import Run
+from svgd_label.experiments.runner import run_here
+
+ARMS = ("entropy_mi_delete", "random", "keeping")
+
+
+def test_labels_are_spent_up_to_the_budget_and_never_twice(finished: Path) -> None:
+    for arm in ARMS[:2]:
+        found = steps(finished, arm)
+        assert [line["distinct"] for line in found] == [3, 5, 6]
+        assert [line["last"] for line in found] == [False, False, True]
+        assert [len(line["queued"]) for line in found[:-1]] == [2, 1]  # the last step asks for what is left only
+        for line, after in pairwise(found):
+            assert set(after["labelled"]) == {*line["labelled"], *line["queued"]}
+            assert not set(line["labelled"]) & set(line["queued"])
+
+
+def test_a_repeating_arm_trains_more_often_on_what_it_picks_again(finished: Path) -> None:
+    found = steps(finished, "keeping")
+    assert len(found) <= 4
+    for line, after in pairwise(found):
+        assert set(line["picks"]) == {*line["queued"], *line["repeated"]} or after["distinct"] == 6
+        for image, frequency in line["frequencies"].items():
+            assert after["frequencies"][image] == frequency + (image in line["repeated"])
+    assert any(line.get("repeated") for line in found)
+
+
+def test_arms_begin_alike_and_the_reference_sees_the_whole_pool(finished: Path) -> None:
+    first = [steps(finished, arm)[0] for arm in ARMS]
+    for key in ("labelled", "volumes", "mean_dice", "loss"):
+        assert first[0][key] == first[1][key] == first[2][key]
+    assert first[0]["picks"] != first[1]["picks"]
+    full = steps(finished, "full")
+    assert [line["distinct"] for line in full] == [10, 10, 10]
+    assert full[-1]["last"]
+
+
+def test_a_step_says_all_that_the_report_needs(finished: Path, fields: dict[str, Any]) -> None:
+    line = json.loads((finished / "random" / "seed-7" / "steps.jsonl").read_text().splitlines()[0])
+    assert line["network_steps"] == 4 * 2
+    assert set(line["volumes"]) == {"blob_10", "blob_11"}
+    means = np.mean(list(line["volumes"].values()), axis=0)
+    assert list(line["dice"].values()) == pytest.approx(means.tolist())
+    assert line["mean_dice"] == pytest.approx(means.mean())
+    assert set(line["seconds"]) == {"train", "measure", "score"}
+    assert set(line["scores"]) == set(line["picks"])
+    assert line["hardware"]
+    with np.load(finished / "random" / "seed-7" / "pictures" / f"001-{line['queued'][0]}.npz") as picture:
+        assert {key: (picture[key].shape, str(picture[key].dtype)) for key in picture} == {
+            "image": ((14, 15), "uint8"),
+            "prediction": ((14, 15), "uint8"),
+            "reference": ((14, 15), "uint8"),
+            "entropy": ((14, 15), "float16"),
+        }
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["arms"]["random"]["raw"]["distinct"] == [[3, 5, 6]]
+    assert summary["arms"]["random"]["raw"]["dice"][0][0] == line["mean_dice"]
+
+
+def test_a_finished_run_is_not_run_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*")}
+    run = Run.open(finished)
+    run_here(run, jobs(run, run.arms, [7]))
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*")}
+    assert {path.name for path in after if after[path] != before.get(path)} == {"summary.json"}
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
+    tmp_path: Path, file: Path, finished: Path
+) -> None:
+    run = tmp_path / "run"
+    committee = run / "random" / "seed-7" / "committee.pt"
+    moments: list[Callable[[], object]] = [
+        lambda: steps(run, "entropy_mi_delete"),  # in the second training
+        committee.exists,  # after a training, before its scores
+        lambda: list((run / "keeping" / "seed-7").glob("pictures/*")),  # after the picks, before the line
+    ]
+    kept: dict[Path, bytes] = {}
+    for moment in moments:
+        process = command(file, run)
+        try:
+            wait_for(moment, process)
+        finally:
+            process.kill()
+            process.wait()
+        for path, content in kept.items():
+            assert path.read_bytes().startswith(content)  # what is finished stays as it is
+        kept = {path: path.read_bytes() for path in run.rglob("steps.jsonl")}
+    process = command(file, run)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    for arm in (*ARMS, "full"):
+        assert steps(run, arm) == steps(finished, arm)
+
+
+def test_a_torn_line_is_dropped(tmp_path: Path, file: Path) -> None:
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": []}))
+    track = run.track("full", 7)
+    track.folder.mkdir(parents=True)
+    track.append({"step": 1, "last": False})
+    with (track.folder / "steps.jsonl").open("ab") as torn:
+        torn.write(b'{"step": 2, "la')
+    assert [step["step"] for step in track.steps()] == [1]
+    track.append({"step": 2, "last": True})
+    assert [step["step"] for step in track.steps()] == [1, 2]
+    assert track.ended()
+
+
+def test_only_the_reference_is_trained_where_there_is_no_arm(tmp_path: Path, file: Path) -> None:
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": [], "split": "dev"}))
+    run.begin()
+    run_here(run, jobs(run, [], [7]))
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["arms"] == {}
+    assert summary["full_data_dice"] == steps(run.folder, "full")[-1]["mean_dice"]
+    assert set(steps(run.folder, "full")[-1]["volumes"]) == {"blob_12"}
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path, file: Path) -> None:
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {}))
+    run.begin()
+    with run.alone(), pytest.raises(ExperimentError, match="another process is at this run"), run.alone():
+        pass
+    with run.alone():
+        pass
+
+
+@pytest.mark.slow
+def test_two_workers_of_which_one_is_killed_give_the_same(tmp_path: Path, file: Path, finished: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'svgd-label[cluster]'")
+    run = tmp_path / "run"
+    process = command(file, run, "--workers", "2")
+
+    def workers() -> list[psutil.Process]:
+        found = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in found if child.name().startswith("ray::_work")]
+
+    try:
+        wait_for(lambda: steps(run, "random") and workers(), process)
+        os.kill(workers()[0].pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=400)
+    finally:
+        process.terminate()
+    assert process.returncode == 0, output
+    for arm in (*ARMS, "full"):
+        assert [line.get("picks") for line in steps(run, arm)] == [line.get("picks") for line in steps(finished, arm)]

@@ -1,0 +1,115 @@
+"""Curves, areas and intervals against numbers that can be worked out on paper, and against scipy and its kin."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from svgd_label.experiments.run import Run
+from svgd_label.experiments.statistics import aubc, curve, holm, interval, paired_p, summarise
+
+
+def test_the_last_committee_of_a_budget_counts_and_lines_lead_from_one_to_the_next() -> None:
+    budgets = [10, 11, 12, 13, 14, 15, 16]
+    values = curve([10, 12, 12, 14], [0.2, 0.1, 0.6, 0.8], budgets)
+    assert values.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.7, 0.8, 0.8, 0.8])
+
+
+def test_the_area_is_the_mean_height() -> None:
+    assert aubc(np.full(5, 0.7), [10, 11, 12, 13, 14]) == pytest.approx(0.7)
+    assert aubc(np.array([0.0, 1.0]), [10, 20]) == pytest.approx(0.5)
+    # A triangle of base 2 of 4: half of its height 1, over half of the way.
+    assert aubc(np.array([0.0, 1.0, 0.0, 0.0, 0.0]), [0, 1, 2, 3, 4]) == pytest.approx(0.25)
+
+
+def test_students_interval_of_five_numbers() -> None:
+    # Mean 3, standard deviation sqrt(2.5), t(0.975, 4) = 2.776445 from the tables.
+    half = 2.776445105 * math.sqrt(2.5) / math.sqrt(5)
+    assert interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == pytest.approx((3 - half, 3 + half))
+    assert interval(np.array([1.0, 2.0, 3.0, 4.0])) is None
+
+
+def test_the_p_value_is_the_paired_t_tests() -> None:
+    a, b = np.array([0.81, 0.83, 0.80, 0.85, 0.84]), np.array([0.80, 0.80, 0.81, 0.82, 0.83])
+    assert paired_p(a - b) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert paired_p((a - b)[:4]) is None
+    assert paired_p(np.zeros(5)) == 1.0
+
+
+def test_holms_own_steps() -> None:
+    # Three hypotheses: 3 * 0.01, then the larger of that and 2 * 0.04, then the larger of that and 0.03 * 1 - in order.
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def line(step: int, distinct: int, dice: float, *, last: bool = False) -> dict[str, Any]:
+    return {"step": step, "distinct": distinct, "mean_dice": dice, "last": last}
+
+
+@pytest.fixture
+def run(tmp_path: Path, fields: dict[str, Any]) -> Run:
+    """Six seeds of two arms, the first better by 0.02 to 0.07, and a third that stops short and is not ended once."""
+    arm = {"strategy": "random", "repeat": None, "task": {}}
+    names = ["entropy_mi", "random", "clasp_pe"]
+    config = {"initial": 10, "budget": 20, "seeds": [*range(6)], "arms": dict.fromkeys(names, arm)}
+    task = {"name": "tiny", "labels": ["one"], "window": [16, 16, 16]}
+    made = Run(tmp_path, {**config, "task": task})
+    for seed in range(6):
+        gain = 0.02 + 0.01 * seed
+        tracks = {
+            "full": [line(1, 160, 0.9, last=True)],
+            "random": [line(1, 10, 0.5), line(2, 20, 0.7, last=True)],
+            "entropy_mi": [line(1, 10, 0.5 + gain), line(2, 20, 0.7 + gain, last=True)],
+            "clasp_pe": [line(1, 10, 0.5), line(2, 15, 0.7), line(3, 15, 0.9 - 0.3 * gain, last=seed > 0)],
+        }
+        for name, lines in tracks.items():
+            (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
+            for entry in lines:
+                made.track(name, seed).append(entry)
+    return made
+
+
+def test_the_summary_pairs_seeds_and_leaves_out_what_has_not_ended(run: Run) -> None:
+    found = summarise(run)
+    assert set(found) == {"task", "full_data_dice", "budget", "arms"}
+    assert found["full_data_dice"] == pytest.approx(0.9)
+    assert found["budget"] == list(range(10, 21))
+    ours = found["arms"]["entropy_mi"]
+    assert ours["seeds"] == [0, 1, 2, 3, 4, 5]
+    assert ours["aubc"] == pytest.approx(0.6 + 0.045)
+    sd = math.sqrt(3.5e-4)
+    half = 2.570581836 * sd / math.sqrt(6)
+    assert ours["vs_random"] == pytest.approx([0.045, 0.045 - half, 0.045 + half])
+    assert ours["aubc_ci"] == pytest.approx([0.645 - half, 0.645 + half])
+    assert ours["vs_random_foreground"] is None
+    clasp = found["arms"]["clasp_pe"]
+    assert clasp["seeds"] == [1, 2, 3, 4, 5]
+    assert clasp["raw"]["distinct"] == [[10, 15, 15]] * 5
+    assert clasp["raw"]["trainings"] == [[1, 2, 3]] * 5
+    # 10 -> 15 from 0.5 to v, then v to the end: v - (v - 0.5) / 4.
+    last = np.array([0.9 - 0.3 * (0.02 + 0.01 * seed) for seed in range(1, 6)])
+    expected = last - (last - 0.5) / 4
+    assert clasp["aubc"] == pytest.approx(expected.mean())
+    paired = np.array([0.62 + 0.01 * seed for seed in range(1, 6)]) - expected
+    assert ours["vs_clasp_pe"][0] == pytest.approx(paired.mean())
+    p = {"random": paired_p(np.arange(0.02, 0.071, 0.01)), "clasp_pe": paired_p(paired)}
+    assert ours["p_holm"] == pytest.approx(holm({name: float(value or 0) for name, value in p.items()}))
+    assert found["arms"]["random"]["p_holm"] is None
+    assert found["arms"]["random"]["vs_random"] is None
+
+
+def test_the_first_budget_with_99_percent_is_that_of_the_mean_curve(run: Run) -> None:
+    found = summarise(run)["arms"]
+    assert found["random"]["distinct_to_99"] is None
+    # The mean ends at 0.8865: 0.891 it never reaches, though single seeds do.
+    assert max(dice[-1] for dice in found["clasp_pe"]["dice"]) == pytest.approx(0.891)
+    assert found["clasp_pe"]["distinct_to_99"] is None
+    run.track("full", 0).append(line(2, 160, 0.9 - 6 * 0.05, last=True))
+    again = summarise(run)
+    assert again["full_data_dice"] == pytest.approx(0.85)
+    # 99 % are 0.8415, between 14 (0.8112) and 15 (0.885 or so); 100 % as well.
+    assert (again["arms"]["clasp_pe"]["distinct_to_99"], again["arms"]["clasp_pe"]["distinct_to_100"]) == (15, 15)
+    assert again["arms"]["entropy_mi"]["distinct_to_99"] is None

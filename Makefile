@@ -9,18 +9,21 @@ PORT ?= 8000
 STUDIES ?=
 TASK ?=
 PYTHON ?=
-export HOST PORT STUDIES TASK PYTHON
+DICOM ?=
+DICOM_PORT ?= 8042
+export HOST PORT STUDIES TASK PYTHON DICOM DICOM_PORT
 
 IN_VENV := .venv/bin/python
 SET_UP := sh .ci/setup
 
 .NOTPARALLEL:
-.PHONY: help serve test quick soak lint lock clean
+.PHONY: help serve serve-dicom test quick soak lint lock clean
 
 help:
 	@echo "make serve                       the server with the sample study, on http://127.0.0.1:8000"
 	@echo "make serve STUDIES=/path TASK=hippocampus PORT=9000 HOST=127.0.0.1"
 	@echo "                                 the server with your own folder"
+	@echo "make serve-dicom DICOM=/path     a DICOM server (Orthanc) on this machine with these files, and OHIF in the browser"
 	@echo "make test                        lint, types and all tests"
 	@echo "make quick                       lint, types and the quick tests, under 3 minutes"
 	@echo "make soak                        100 kills, then eight annotators for 20 minutes; about an hour"
@@ -30,6 +33,10 @@ help:
 serve:
 	@$(SET_UP) serve
 	@$(IN_VENV) main.py serve --host "$$HOST" --port "$$PORT" $${STUDIES:+--studies "$$STUDIES"} $${TASK:+--task "$$TASK"}
+
+serve-dicom:
+	@$(SET_UP) serve
+	@$(IN_VENV) main.py serve-dicom --host "$$HOST" --port "$$PORT" --dicom-port "$$DICOM_PORT" $${TASK:+--task "$$TASK"} $${DICOM:+"$$DICOM"}
 
 lint:
 	@$(SET_UP) test

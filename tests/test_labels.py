@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from svgd_label.images import ImageError, geometry
 from svgd_label.labels import ConvertedLabel, LabelError, convert_label, write_label
 
+from .conftest import NEEDS_SERVER
+
 LABELS = ("anterior", "posterior")
 ALIASES = {"anterior": ("head", "Hippocampus Head"), "posterior": ("tail",)}
 SHAPE = (7, 5, 6)
@@ -451,6 +453,7 @@ DATA = Path(os.environ.get("SVGD_LABEL_DATA", Path(__file__).parents[2] / "share
 SERIES = sorted(path for path in (DATA / "dicom" / "hippocampus").glob("*") if path.is_dir())
 
 
+@NEEDS_SERVER
 @pytest.mark.slow
 @pytest.mark.skipif(not SERIES, reason=f"no DICOM series in {DATA / 'dicom'}; set SVGD_LABEL_DATA")
 def test_a_browsers_voxels_of_a_dicom_series_lie_where_monai_label_puts_them(tmp_path: Path) -> None:

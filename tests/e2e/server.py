@@ -34,11 +34,24 @@ itk: Any = SimpleITK
 
 
 class Server:
-    """``monailabel start_server`` in a process group of its own; everything it writes is under ``folder``."""
+    """``monailabel start_server`` in a process group of its own; everything it writes is under ``folder``.
 
-    def __init__(self, folder: Path, conf: Mapping[str, str], *, app: Path | None = None) -> None:
+    ``source`` takes the place of a folder of images, ``environment`` is added to this process's own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        conf: Mapping[str, str],
+        *,
+        app: Path | None = None,
+        source: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.studies = folder / "studies"
         self.studies.mkdir(parents=True, exist_ok=True)
+        self.source = source or str(self.studies)
+        self.environment = environment or {}
         self.folder, self.conf = folder, conf
         self.log_file = folder / "server.log"
         self.app = app or self._own_app()
@@ -57,7 +70,7 @@ class Server:
         port = _free_port()
         self.address = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(self.app)]
-        command += ["--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--studies", self.source, "--host", "127.0.0.1", "--port", str(port)]
         for key, value in self.conf.items():
             command += ["--conf", key, value]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -65,7 +78,7 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
-                env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **self.environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

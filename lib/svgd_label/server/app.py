@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,11 @@ from svgd_label.server import routes
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
+from svgd_label.server.dicom.address import is_web, read_address
+from svgd_label.server.dicom.datastore import DicomDatastore
+from svgd_label.server.dicom.mirror import LOOK_SECONDS, series_folder
+from svgd_label.server.dicom.proxy import proxy_routes
+from svgd_label.server.dicom.web import DicomServer
 from svgd_label.server.infer import SVGDInfer
 from svgd_label.server.scoring import EntropyMI, paths
 from svgd_label.server.sessions import remove_expired
@@ -61,9 +65,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             self.task = self.settings.load_task()
             if not studies:
                 raise UserError("no studies folder was given; the state would go into whatever folder this runs in")
-            if studies.startswith(("http://", "https://")):
-                raise UserError(f"{studies}: this version serves a folder of images, not a DICOMweb server")
-            state = (self.settings.state or Path(studies) / ".svgd").expanduser().absolute()
+            state = self.settings.state_folder(studies)
+            self._dicom = DicomServer(read_address(studies)) if is_web(studies) else None
             database = Database(state, task=self.task.name)
             self.pool = Pool(
                 database,
@@ -81,7 +84,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
                 self.pool.withdraw(0)
             super().__init__(
                 app_dir=app_dir,
-                studies=studies,
+                # What a DICOM server holds is mirrored: from here on, its studies are a folder too.
+                studies=studies if self._dicom is None else str(series_folder(state)),
                 conf=conf,
                 name=f"SVGD Label: {self.task.name}",
                 description=self.task.description or "Active learning with a committee trained by SVGD",
@@ -98,13 +102,20 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
 
     def init_datastore(self) -> Datastore:
         """The store that cannot lose a label."""
-        return SafeDatastore(
-            self.studies,
-            state=self.pool.database.folder,
-            pool=self.pool,
-            task=self.task,
-            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            on_change=functools.partial(self._in_background, self._folder_changed),
+        common = {
+            "state": self.pool.database.folder,
+            "pool": self.pool,
+            "task": self.task,
+            "auto_reload": settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            "on_change": functools.partial(self._in_background, self._folder_changed),
+        }
+        if self._dicom is None:
+            return SafeDatastore(self.studies, **common)
+        return DicomDatastore(
+            self._dicom,
+            settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
+            pause=min(LOOK_SECONDS, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY),
+            **common,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -127,8 +138,10 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """In the server, once: routes, warm-up, and whatever a killed server left unscored."""
         from monailabel.app import app  # the module that is just being started; earlier it would start itself
 
-        routes.install(app)
+        routes.install(app, *([] if self._dicom is None else [proxy_routes(self._dicom)]))
         super().on_init_complete()
+        if isinstance(self._datastore, DicomDatastore):
+            self._datastore.start()
         self._in_background(self._warm_up)
         # A killed server may have acknowledged a label that its ranking does not know of yet.
         self._in_background(self._folder_changed)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from svgd_label import acquisition
 from svgd_label.errors import UserError
+from svgd_label.server.dicom.address import is_web, read_address
 from svgd_label.tasks import Task, load_task
 
 
@@ -22,7 +23,7 @@ class Conf(BaseModel):
     task: str = "hippocampus"
     """A preset or the path of a YAML file."""
     state: Path | None = None
-    """Where the server keeps what it knows; STUDIES/.svgd unless given."""
+    """Where the server keeps what it knows. Unless given: STUDIES/.svgd, with a DICOM server a folder of the user's."""
     strategy: str = "entropy_mi"
     """The acquisition that ranks the pool."""
     lease: Annotated[float, Field(gt=0, le=7 * 24 * 60)] = 60.0
@@ -62,6 +63,15 @@ class Conf(BaseModel):
                     message = mistake["msg"].removeprefix("Value error, ")
                     sentences.append(f"--conf {key} {mistake['input']}: {message}")
             raise ConfError("; ".join(sentences)) from None
+
+    def state_folder(self, studies: str) -> Path:
+        """Where the state of these studies is kept; ``studies`` is a folder or the address of a DICOMweb server.
+
+        Raises:
+            AddressError: an address that names no server.
+        """
+        own = read_address(studies).state if is_web(studies) else Path(studies) / ".svgd"
+        return (self.state or own).expanduser().absolute()
 
     def load_task(self) -> Task:
         """The task, with what the settings put in place of its own fields."""

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 TRAINER = "svgd"
 _NEVER_AWAITING = (info, datastore, train, scoring, batch_infer, session, logs, ohif)
-# There are no slides to be cut into tiles, a folder has no DICOM server behind it, and committees come from training.
+# There are no slides to be cut into tiles, and committees come from training. A folder has no DICOM server behind it;
+# with one, a proxy of ours stands before this.
 _NOT_OFFERED = ("/infer/wsi/{_}", "/infer/wsi_v2/{_}", "/proxy/{_:path}", "/model/{_}", "/model/info/{_}")
 
 router = APIRouter()
@@ -56,7 +57,7 @@ def run_inference(
     given = guards.client_parameters(guards.json_object(params))
     given["client_id"] = _client(request, given, user)
     if output is infer.ResultType.dicom_seg:
-        raise HTTPException(400, "a folder of images has no DICOM SEG: ask for image, json or all")
+        raise HTTPException(400, "a DICOM SEG is made of saved labels only: ask for image, json or all")
     if file is not None:
         guards.upload(file)
     elif session_id:
@@ -148,9 +149,11 @@ def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
         raise HTTPException(409, "there is no labelled image to train on: save a label first")
 
 
-def install(app: FastAPI) -> None:
-    """Puts these routes in front of MONAI Label's, and takes ``/reload`` away, which hangs the server for ever."""
+def install(app: FastAPI, *others: APIRouter) -> None:
+    """Puts these routes in front of MONAI Label's, ``others`` first, and takes the hanging ``/reload`` away."""
     before = len(app.router.routes)
+    for other in others:
+        app.include_router(other)
     for path in _NOT_OFFERED:
         app.add_api_route(path, _not_offered, methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
     app.include_router(router)

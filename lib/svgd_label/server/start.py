@@ -9,13 +9,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import typer
 
 from svgd_label.errors import UserError
+from svgd_label.server.dicom.address import is_web, read_address
 
 ROOT = Path(__file__).parents[3]
 """The checkout: the app and the sample data stand beside the package's source."""
@@ -36,11 +37,13 @@ class Start:
         arguments: of MONAI Label's own command line.
         origins: addresses whose web pages may call the server; empty: all.
         welcome: what the user reads first.
+        environment: settings of MONAI Label that are no arguments, because it prints those.
     """
 
     arguments: list[str]
     origins: list[str]
     welcome: str
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def serve(
@@ -51,10 +54,10 @@ def serve(
     port: int = 8000,
     conf: Mapping[str, str] | None = None,
 ) -> None:
-    """Serves a folder of images until Ctrl-C.
+    """Serves a folder of images, or the series of a DICOMweb server, until Ctrl-C.
 
     Args:
-        studies: a folder of images; None: the sample study.
+        studies: a folder of images, or the address of a DICOMweb server; None: the sample study.
         task: a preset or the path of a YAML file; None: ``sample`` for the sample study, else ``hippocampus``.
         host: the address to listen on; the default is reached from this machine only.
         port: the port to listen on.
@@ -77,25 +80,25 @@ def prepare(studies: str | None, task: str | None, *, host: str, port: int, conf
     """
     _check_installation()
     _check_port(host, port)
+    environment = {}
     if studies is None:
-        place, is_sample = str(_sample_study(ROOT / "studies" / "sample")), True
+        place = str(_sample_study(ROOT / "studies" / "sample"))
+    elif is_web(studies):
+        address = read_address(studies)
+        place = address.url
+        if address.username:
+            environment["MONAI_LABEL_DICOMWEB_USERNAME"] = address.username
+            environment["MONAI_LABEL_DICOMWEB_PASSWORD"] = address.password
     else:
-        if is_web(studies):
-            raise StartError(f"{studies}: this version serves a folder of images, not a DICOMweb server")
-        place, is_sample = str(_check_folder(studies)), False
-    task = task or conf.get("task") or ("sample" if is_sample else "hippocampus")
+        place = str(_check_folder(studies))
+    task = task or conf.get("task") or ("sample" if studies is None else "hippocampus")
     chosen = {**conf, "task": task}
-    _check_settings(chosen)
+    _check_settings(chosen, place)
     arguments = ["start_server", "--app", str(ROOT / "apps" / "svgd"), "--studies", place]
     arguments += ["--host", host, "--port", str(port)]
     for key, value in chosen.items():
         arguments += ["--conf", key, value]
-    return Start(arguments, _origins(port), _welcome(place, task, host, port))
-
-
-def is_web(studies: str) -> bool:
-    """Whether studies stand for a DICOMweb server rather than a folder."""
-    return studies.startswith(("http://", "https://"))
+    return Start(arguments, _origins(port), _welcome(place, task, host, port), environment)
 
 
 def _check_installation() -> None:
@@ -154,10 +157,14 @@ def _check_space(folder: Path) -> None:
         raise StartError(f"{folder}: only {free} MB are free on its disk, {NEEDED_MB} MB are needed; make room there")
 
 
-def _check_settings(conf: Mapping[str, str]) -> None:
+def _check_settings(conf: Mapping[str, str], studies: str) -> None:
     from svgd_label.server.conf import Conf  # brings torch: after the checks that take no time
 
-    Conf.read(dict(conf)).load_task()
+    settings = Conf.read(dict(conf))
+    settings.load_task()
+    if is_web(studies):
+        state = settings.state_folder(studies)
+        _check_space(next(folder for folder in (state, *state.parents) if folder.exists()))
 
 
 def _sample_study(folder: Path) -> Path:
@@ -211,6 +218,7 @@ def _welcome(studies: str, task: str, host: str, port: int) -> str:
         f"  Address   {address}",
         "",
         "What to open:",
+        *([f"  OHIF        {address}/ohif/"] if is_web(studies) else []),
         f"  3D Slicer   module MONAI Label, server {address}, then 'Next Sample'",
         f"  Browser     {address}/ lists everything the server can do, and tries it",
     ]
@@ -225,6 +233,7 @@ def _welcome(studies: str, task: str, host: str, port: int) -> str:
 
 
 def _run(start: Start) -> None:
+    os.environ.update(start.environment)
     # MONAI Label starts its training processes as plain 'python', and dcmqi's tools by name.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     # Not by its environment variable: MONAI Label 0.8.5 cannot write the parsed addresses as JSON and ends, here and

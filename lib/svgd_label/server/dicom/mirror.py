@@ -1,0 +1,213 @@
+"""The image series of a DICOMweb server as folders in a studies folder, followed as they come, change and go."""
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from svgd_label.pool import Studies
+from svgd_label.pool.files import make_folder, sync_folder
+from svgd_label.server.dicom.web import DicomServer, Series, ServerError, is_uid
+
+logger = logging.getLogger(__name__)
+
+INFO = ("Modality", "StudyDate", "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+"""What a viewer needs to find the series; OHIF's panel jumps by it."""
+LOOK_SECONDS = 60
+"""Between two questions to the server; less where MONAI Label's setting for its lists is less."""
+_COUNT = "NumberOfSeriesRelatedInstances"
+_NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "KO", "PR", "REG", "FID", "DOC", "AU", "ECG")
+_ANNOUNCE_SECONDS = 10.0
+_LONGEST_PAUSE = 3600.0
+
+
+class Mirror:
+    """Keeps ``studies.folder/SERIES_UID/INSTANCE_UID.dcm`` as the server has them, in a thread.
+
+    An answer that lists no series at all counts as an outage: nothing here is removed for it. A series that others
+    are listed without leaves the pool; its label stays where it is.
+
+    Args:
+        server: who is asked.
+        studies: index over the mirrored folder.
+        search_filter: which series, as MONAI Label's setting has it.
+        pause: seconds between two questions.
+        on_change: called after series have come or gone; must not take long.
+        on_answer: called whenever the server answers again after an outage.
+        look_further: called with each answer, after the series are here; may raise ``ServerError``.
+    """
+
+    def __init__(
+        self,
+        server: DicomServer,
+        studies: Studies,
+        search_filter: Mapping[str, Any],
+        *,
+        pause: float,
+        on_change: Callable[[], None],
+        on_answer: Callable[[], None],
+        look_further: Callable[[], None],
+    ) -> None:
+        self._server = server
+        self._studies = studies
+        self._filter = dict(search_filter)
+        self._pause = pause
+        self._on_change = on_change
+        self._on_answer = on_answer
+        self._look_further = look_further
+        self._incoming = studies.database.folder / "incoming"
+        self._outage: str | None = None
+        self._counts: dict[str, int | None] = {}
+        self._failures: dict[str, tuple[int, float]] = {}  # series -> how often, not before
+
+    def start(self) -> None:
+        """Asks at once and then again and again, until the process ends."""
+        threading.Thread(target=self._run, name="dicom-mirror", daemon=True).start()
+
+    def synchronise(self) -> None:
+        """Asks once, and takes over what is new, has changed or is gone."""
+        try:
+            listed = {s.uid: s for s in self._server.series(self._filter) if s.modality not in _NO_IMAGES}
+        except ServerError as error:
+            self._failed(str(error))
+            return
+        if not listed:
+            self._failed(f"the DICOM server {self._server.url} lists no image series for the search filter")
+            return
+        if self._outage is not None:
+            logger.info("The DICOM server answers again and lists %d image series.", len(listed))
+            self._outage = None
+            self._on_answer()
+        known = self._known()
+        changed = [self._withdraw(uid) for uid in sorted(known.keys() - listed.keys())]
+        wanted = [s for s in listed.values() if s.uid not in known or s.instances not in (None, known[s.uid])]
+        announced = time.monotonic()
+        for series in wanted:
+            if not self._is_due(series):
+                continue
+            try:
+                self._fetch(series)
+            except (ServerError, OSError, ValueError) as error:
+                if isinstance(error, ServerError) and error.is_outage:
+                    self._failed(str(error))
+                    break
+                self._put_off(series, error)
+                continue
+            self._failures.pop(series.uid, None)
+            changed.append(True)
+            if time.monotonic() > announced + _ANNOUNCE_SECONDS:  # the first images need not wait for the last
+                self._on_change()
+                announced, changed = time.monotonic(), []
+        self._counts = {uid: series.instances for uid, series in listed.items()}
+        if any(changed):
+            self._on_change()
+        try:
+            self._look_further()
+        except ServerError as error:
+            self._failed(str(error))
+
+    def _run(self) -> None:
+        shutil.rmtree(self._incoming, ignore_errors=True)  # what a killed server left
+        while True:
+            try:
+                self.synchronise()
+            except Exception:  # what one answer does must not end the asking
+                logger.exception("The DICOM server's series could not be followed.")
+            time.sleep(self._pause)
+
+    def _failed(self, sentence: str) -> None:
+        if self._outage != sentence:
+            logger.warning("%s: images and labels stay as they are; it is asked again.", sentence)
+        self._outage = sentence
+
+    def _known(self) -> dict[str, int]:
+        """Series that are here, with the number of instances that was announced when they were fetched."""
+        found = {}
+        for row in self._studies.database.connection.execute(
+            f"SELECT image, json_extract(info, '$.{_COUNT}') AS count FROM images WHERE present = 1 AND ext = ''"
+        ):
+            uid = row["image"]
+            if not is_uid(uid):
+                continue
+            if row["count"] is None:  # the index was lost and made again from the files
+                with contextlib.suppress(OSError, ValueError):
+                    self._describe(uid, None)
+                found[uid] = len(list((self._studies.folder / uid).glob("*.dcm")))
+            else:
+                found[uid] = int(row["count"])
+        return found
+
+    def _is_due(self, series: Series) -> bool:
+        """Not while it is still being stored there, and not again at once where it could not be fetched."""
+        if self._counts and self._counts.get(series.uid, -1) != series.instances:
+            return False
+        return self._failures.get(series.uid, (0, 0.0))[1] <= time.monotonic()
+
+    def _put_off(self, series: Series, error: Exception) -> None:
+        times = self._failures.get(series.uid, (0, 0.0))[0] + 1
+        self._failures[series.uid] = (times, time.monotonic() + min(self._pause * 2**times, _LONGEST_PAUSE))
+        if times == 1:
+            logger.warning("The series %s could not be fetched (%s); it is tried again.", series.uid, error)
+
+    def _fetch(self, series: Series) -> None:
+        """All files into a folder beside, then one rename: killed at any point, the series is whole or not there."""
+        temporary = self._incoming / series.uid
+        shutil.rmtree(temporary, ignore_errors=True)
+        make_folder(temporary)
+        count = 0
+        for instance in self._server.instances(series):
+            uid = str(instance.get("SOPInstanceUID", ""))
+            if str(instance.get("SeriesInstanceUID", "")) != series.uid or not is_uid(uid):
+                raise ValueError("the server sent another series")
+            with (temporary / f"{uid}.dcm").open("wb") as file:
+                pydicom.dcmwrite(file, instance, write_like_original=False)
+                file.flush()
+                os.fsync(file.fileno())
+            count += 1
+        if not count or count < (series.instances or 0):
+            raise ValueError(f"{count} of {series.instances} files came")
+        sync_folder(temporary)
+        target, previous = self._studies.folder / series.uid, self._incoming / f"{series.uid}.previous"
+        with self._studies.database.transaction():  # the watcher, which waits for it, never sees the moment between
+            if target.exists():
+                target.rename(previous)
+            temporary.rename(target)
+            sync_folder(target.parent)
+            self._studies.check([series.uid], [])
+            self._describe(series.uid, series.instances)
+        shutil.rmtree(previous, ignore_errors=True)
+        logger.info("Fetched the series %s, %d files.", series.uid, count)
+
+    def _describe(self, uid: str, instances: int | None) -> None:
+        files = sorted((self._studies.folder / uid).glob("*.dcm"))
+        head = pydicom.dcmread(files[0], stop_before_pixels=True, specific_tags=list(INFO))
+        info = {name: str(head.get(name) or "") for name in INFO}
+        self._studies.update_info(uid, {**info, _COUNT: len(files) if instances is None else instances})
+
+    def _withdraw(self, uid: str) -> bool:
+        make_folder(self._incoming)
+        removed = self._incoming / f"{uid}.withdrawn"
+        shutil.rmtree(removed, ignore_errors=True)
+        try:
+            with self._studies.database.transaction():
+                with contextlib.suppress(FileNotFoundError):
+                    (self._studies.folder / uid).rename(removed)
+                self._studies.check([uid], [])
+        except OSError as error:
+            logger.warning("The series %s is gone from the server and cannot be removed here: %s.", uid, error)
+            return False
+        shutil.rmtree(removed, ignore_errors=True)
+        logger.info("The series %s is no longer listed by the server and leaves the pool; a label of it is kept.", uid)
+        return True
+
+
+def series_folder(state: Path) -> Path:
+    """Where the series of a state folder lie."""
+    return state / "series"

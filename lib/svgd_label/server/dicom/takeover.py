@@ -1,0 +1,161 @@
+"""SEGs that others put on the server, such as OHIF's own "store segmentation": taken over as labels, each once."""
+
+import datetime
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from fastapi import HTTPException
+from pydicom import Dataset
+
+from svgd_label.errors import UserError
+from svgd_label.images import geometry
+from svgd_label.labels import ConvertedLabel, write_label
+from svgd_label.pool import FINAL
+from svgd_label.server.datastore import SafeDatastore
+from svgd_label.server.dicom.segmentation import SegmentationError, is_ours, read_segmentation, referenced_series
+from svgd_label.server.dicom.web import DicomServer, Series, ServerError
+
+logger = logging.getLogger(__name__)
+
+CLIENT = "DICOM server"
+
+
+class Takeover:
+    """Looks for SEG series that were not there before and show a mirrored series.
+
+    Each is looked at once, and a row of ``segmentations`` says so; one of a series that is not here, when that comes.
+    One that was made here, or is older than the label that is here or than another one, changes nothing.
+
+    Args:
+        server: who is asked.
+        store: where a label goes, through the same checks as an upload.
+        on_label: called after labels were taken over.
+    """
+
+    def __init__(self, server: DicomServer, store: SafeDatastore, on_label: Callable[[], None]) -> None:
+        self._server = server
+        self._store = store
+        self._database = store.pool.database
+        self._on_label = on_label
+        self._elsewhere: dict[str, str] = {}  # SEG -> the series that it shows, which is not here
+        self._told: set[str] = set()
+
+    def look(self) -> None:
+        """Asks once.
+
+        Raises:
+            ServerError: the server is away.
+        """
+        newest: dict[str, tuple[float, Series, str]] = {}
+        for series in self._unseen():
+            for instance in self._instances(series):
+                image = referenced_series(instance) or ""
+                if self._store.studies.image_path(image) is None:
+                    self._elsewhere[series.uid] = image
+                elif is_ours(instance):
+                    self._note(image, series, "ours")
+                else:
+                    other = newest.get(image)
+                    this = (_written(instance), series, str(instance.SOPInstanceUID))
+                    older = this if other is not None and this[0] < other[0] else other
+                    if older is not None:
+                        self._note(image, older[1], "older")
+                    if older is not this:
+                        newest[image] = this
+        taken = [self._take(image, series, uid, written) for image, (written, series, uid) in newest.items()]
+        if any(taken):
+            self._on_label()
+
+    def _unseen(self) -> list[Series]:
+        seen = {row["series"] for row in self._database.connection.execute("SELECT series FROM segmentations")}
+        try:
+            listed = self._server.series({"Modality": "SEG"})
+        except ServerError as error:
+            self._pass_on(error)
+            return []
+        here = self._store.studies.image_path
+        return [
+            series
+            for series in listed
+            if series.modality == "SEG"
+            and series.uid not in seen
+            and (series.uid not in self._elsewhere or here(self._elsewhere[series.uid]) is not None)
+        ]
+
+    def _instances(self, series: Series) -> Iterator[Dataset]:
+        try:
+            yield from self._server.instances(series)
+        except ServerError as error:
+            self._pass_on(error)
+
+    def _pass_on(self, error: ServerError) -> None:
+        """An outage is the caller's; of what the server cannot do it is told once."""
+        if error.is_outage:
+            raise error
+        if str(error) not in self._told:
+            self._told.add(str(error))
+            logger.warning("SEGs of other programs cannot be taken over: %s", error)
+
+    def _take(self, image: str, series: Series, uid: str, written: float) -> bool:
+        label = self._database.connection.execute(
+            "SELECT saved FROM labels WHERE image = ? AND tag = ?", (image, FINAL)
+        ).fetchone()
+        if label is not None and label["saved"] >= written:
+            self._note(image, series, "older")
+            return False
+        for instance in self._instances(series):
+            if instance.SOPInstanceUID != uid:
+                continue
+            try:
+                self._save(image, series, instance)
+            except (UserError, HTTPException) as error:
+                why = str(getattr(error, "detail", error))
+                logger.warning("A SEG of %s on the DICOM server is not taken over: %s", image, why)
+                if not isinstance(error, HTTPException) or error.status_code < 500:  # else the disk is full, for now
+                    self._note(image, series, "refused", why)
+                return False
+            logger.info("A SEG that another program stored is now the label of %s.", image)
+            return True
+        return False
+
+    def _note(self, image: str, series: Series, state: str, why: str | None = None) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO segmentations (image, fingerprint, state, why, series) VALUES (?, ?, ?, ?, ?)",
+                (image, series.uid, state, why, series.uid),
+            )
+
+    def _save(self, image: str, series: Series, instance: Dataset) -> None:
+        shape, affine = geometry(self._store.get_image_uri(image))
+        try:
+            numbers, segments = read_segmentation(instance, shape, affine)
+        except (AttributeError, KeyError, ValueError, IndexError, NotImplementedError) as error:
+            if isinstance(error, SegmentationError):
+                raise
+            raise SegmentationError(f"it cannot be read ({type(error).__name__})") from error
+        with tempfile.TemporaryDirectory() as folder, self._database.transaction() as connection:
+            file = Path(folder) / "label.nii.gz"
+            write_label(ConvertedLabel(numbers.astype(np.uint8), affine, [], []), file)
+            info = {"label_info": [{"name": name, "idx": number} for name, number in segments], "client_id": CLIENT}
+            SafeDatastore.save_label(self._store, image, str(file), FINAL, info)
+            # In the same transaction, so that it is never sent back.
+            connection.execute(
+                "INSERT INTO segmentations (image, fingerprint, number, state, series, instance) "
+                "SELECT image, fingerprint, number, 'theirs', ?, ? FROM labels WHERE image = ? AND tag = ?",
+                (series.uid, str(instance.SOPInstanceUID), image, FINAL),
+            )
+
+
+def _written(instance: Dataset) -> float:
+    """When a SEG was written, in seconds since 1970; infinite where it does not say.
+
+    Some programs write the local time, some UTC. It has only just come, so the later of the two is believed.
+    """
+    try:
+        moment = datetime.datetime.strptime(f"{instance.ContentDate}{str(instance.ContentTime)[:6]}", "%Y%m%d%H%M%S")
+    except (AttributeError, ValueError):
+        return float("inf")
+    return max(moment.timestamp(), moment.replace(tzinfo=datetime.timezone.utc).timestamp())

@@ -1,0 +1,427 @@
+"""Series are mirrored, labels come back as SEG, and a server that is away, empty or wrong costs nothing."""
+
+import gzip
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from fastapi import HTTPException
+from numpy.typing import NDArray
+from pydicom.uid import generate_uid
+from tests.dicom.conftest import PASSWORD, USER
+from tests.dicom.series import AXIAL, PATIENT, PATIENT_ID, TILTED, labels_on_grid, make_series
+
+from svgd_label.images import geometry
+from svgd_label.server.dicom.address import Address
+from svgd_label.server.dicom.datastore import DicomDatastore
+from svgd_label.server.dicom.orthanc import Orthanc
+from svgd_label.server.dicom.segmentation import Origin, make_segmentation, read_segmentation
+from svgd_label.server.dicom.web import DicomServer
+
+pytestmark = pytest.mark.slow
+
+Open = Callable[[], DicomDatastore]
+
+
+def load(orthanc: Orthanc, tmp_path: Path, *, seed: int = 0) -> str:
+    """A series of the tests' own on the server."""
+    uid = make_series(tmp_path / f"files {seed}", TILTED if seed else AXIAL, seed=seed)
+    orthanc.load(tmp_path / f"files {seed}")
+    return uid
+
+
+def label_map(store: DicomDatastore, image: str, value: int = 2) -> NDArray[np.uint8]:
+    shape, affine = geometry(store.get_image_uri(image))
+    labels = labels_on_grid(shape, affine, AXIAL if shape == AXIAL.shape else TILTED)
+    return np.where(labels > 0, value, 0).astype(np.uint8) if value else np.zeros(shape, np.uint8)
+
+
+def save(store: DicomDatastore, image: str, labels: NDArray[np.uint8], tmp_path: Path) -> None:
+    file = tmp_path / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(labels, geometry(store.get_image_uri(image))[1]), file)
+    store.save_label(image, str(file), "final", {"client_id": "anna"})
+
+
+def instances(orthanc: Orthanc, modality: str = "SEG") -> dict[str, pydicom.Dataset]:
+    """What the server holds, by SOPInstanceUID."""
+    found = {}
+    for series in orthanc.ask("GET", "/series", params={"expand": ""}).json():
+        if series["MainDicomTags"]["Modality"] == modality:
+            for instance in series["Instances"]:
+                file = pydicom.dcmread(io.BytesIO(orthanc.ask("GET", f"/instances/{instance}/file").content))
+                found[str(file.SOPInstanceUID)] = file
+    return found
+
+
+def voxels(store: DicomDatastore, image: str, segmentation: pydicom.Dataset) -> NDArray[np.uint8]:
+    return read_segmentation(segmentation, *geometry(store.get_image_uri(image)))[0]
+
+
+def delete(orthanc: Orthanc, uid: str) -> None:
+    found = orthanc.ask("POST", "/tools/lookup", data=uid).json()
+    assert orthanc.ask("DELETE", found[0]["Path"]).ok
+
+
+def state(store: DicomDatastore, image: str) -> dict[str, Any]:
+    found: dict[str, Any] = store.json()["objects"][image]["labels"]["final"]["info"]["dicom_seg"]
+    assert found == store.get_label_info(image, "final")["dicom_seg"]
+    return found
+
+
+# Series
+
+
+def test_a_series_becomes_an_image_with_what_a_viewer_needs_to_find_it(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    assert store.list_images() == [uid]
+    info = store.get_image_info(uid)
+    assert (info["Modality"], info["StudyDate"], info["PatientID"]) == ("MR", "20240229", PATIENT_ID)
+    sent = pydicom.dcmread(next((tmp_path / "files 0").iterdir()))
+    assert (info["StudyInstanceUID"], info["SeriesInstanceUID"]) == (sent.StudyInstanceUID, uid)
+    originals = {pydicom.dcmread(file).SOPInstanceUID: file for file in (tmp_path / "files 0").iterdir()}
+    fetched = sorted(Path(info["path"]).iterdir())
+    assert len(fetched) == len(originals) == AXIAL.shape[2]
+    for file in fetched:
+        assert pydicom.dcmread(file) == pydicom.dcmread(originals[file.stem])
+
+
+def test_what_is_there_is_not_fetched_again_and_what_has_grown_is_when_it_rests(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = make_series(tmp_path / "files", AXIAL)
+    late = sorted((tmp_path / "files").iterdir())[3]
+    late.rename(tmp_path / "late.dcm")
+    orthanc.load(tmp_path / "files")
+    store.mirror.synchronise()
+    folder = Path(store.get_image_uri(uid))
+    before = folder.stat().st_ino
+    store.mirror.synchronise()
+    assert folder.stat().st_ino == before
+    orthanc.ask("POST", "/instances", data=(tmp_path / "late.dcm").read_bytes())
+    store.mirror.synchronise()
+    assert len(list(folder.iterdir())) == AXIAL.shape[2] - 1, "it may still be growing"
+    store.mirror.synchronise()
+    assert len(list(folder.iterdir())) == AXIAL.shape[2]
+
+
+def test_a_series_that_others_are_listed_without_leaves_and_keeps_its_label(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    first, second = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    save(store, first, label_map(store, first), tmp_path)
+    file = Path(store.get_label_uri(first, "final"))
+    content = file.read_bytes()
+    delete(orthanc, first)
+    store.mirror.synchronise()
+    assert store.list_images() == [second]
+    assert file.read_bytes() == content
+    orthanc.load(tmp_path / "files 0")
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert store.list_images() == sorted([first, second])
+    assert store.get_labeled_images() == [first]
+    assert Path(store.get_label_uri(first, "final")).read_bytes() == content
+
+
+def test_an_empty_and_a_silent_server_cost_nothing_and_are_told_of_once(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    delete(orthanc, uid)
+    with caplog.at_level(logging.INFO):
+        store.mirror.synchronise()
+        store.mirror.synchronise()
+    assert store.list_images() == [uid]
+    assert [r.message for r in caplog.records if "lists no image series" in r.message] == [caplog.records[0].message]
+    orthanc.stop(kill=True)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        store.mirror.synchronise()
+        store.mirror.synchronise()
+    assert len(caplog.records) == 1
+    assert "cannot be reached" in caplog.text
+    assert store.list_images() == [uid]
+    assert geometry(store.get_image_uri(uid))[0] == AXIAL.shape
+    orthanc.start()
+    orthanc.load(tmp_path / "files 0")
+    other = load(orthanc, tmp_path, seed=1)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        store.mirror.synchronise()
+        store.mirror.synchronise()
+    assert "answers again" in caplog.text
+    assert store.list_images() == sorted([uid, other])
+
+
+def test_a_lost_index_is_made_again_without_fetching(orthanc: Orthanc, open_store: Open, tmp_path: Path) -> None:
+    uid = load(orthanc, tmp_path)
+    store = open_store()
+    store.mirror.synchronise()
+    folder, info = Path(store.get_image_uri(uid)), store.get_image_info(uid)
+    before = folder.stat().st_ino
+    for file in (tmp_path / "state").glob("state.sqlite*"):
+        file.unlink()
+    again = open_store()
+    again.mirror.synchronise()
+    assert folder.stat().st_ino == before
+    assert again.get_image_info(uid)["StudyInstanceUID"] == info["StudyInstanceUID"]
+
+
+def test_images_are_stored_and_removed_on_the_dicom_server_only(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    with pytest.raises(HTTPException, match="409"):
+        store.remove_image(uid)
+    with pytest.raises(HTTPException, match="409"):
+        store.add_image("a", str(tmp_path / "a.nii.gz"), {})
+    assert store.list_images() == [uid]
+
+
+# Labels
+
+
+def test_a_label_arrives_voxel_for_voxel_and_a_correction_replaces_it(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    save(store, uid, label_map(store, uid, 3), tmp_path)
+    assert state(store, uid)["state"] == "waiting"
+    store.outbox.send()
+    first = state(store, uid)
+    assert first["state"] == "sent"
+    np.testing.assert_array_equal(
+        voxels(store, uid, instances(orthanc)[first["SOPInstanceUID"]]), label_map(store, uid, 3)
+    )
+    store.outbox.send()
+    assert len(instances(orthanc)) == 1, "a label is sent once"
+    save(store, uid, label_map(store, uid, 1), tmp_path)
+    store.outbox.send()
+    second = state(store, uid)
+    found = instances(orthanc)
+    assert found.keys() == {first["SOPInstanceUID"], second["SOPInstanceUID"]}
+    newest = found[second["SOPInstanceUID"]]
+    np.testing.assert_array_equal(voxels(store, uid, newest), label_map(store, uid, 1))
+    assert "replaces earlier" in newest.ContentDescription
+    rows = store._database.connection.execute("SELECT state, number FROM segmentations ORDER BY number")
+    assert [tuple(row) for row in rows] == [("superseded", 1), ("sent", 2)]
+    store.mirror.synchronise()
+    assert store.list_images() == [uid], "a SEG is no image"
+
+
+def test_an_empty_label_is_kept_and_counted_here_and_supersedes_what_was_sent(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    save(store, uid, label_map(store, uid), tmp_path)
+    store.outbox.send()
+    save(store, uid, label_map(store, uid, 0), tmp_path)
+    store.outbox.send()
+    assert state(store, uid)["state"] == "empty"
+    assert "no SEG can hold" in state(store, uid)["why"]
+    assert store.status()["completed"] == 1
+    assert len(instances(orthanc)) == 1
+    rows = store._database.connection.execute("SELECT state FROM segmentations ORDER BY number")
+    assert [row["state"] for row in rows] == ["superseded", "empty"]
+
+
+def test_while_the_server_is_away_labels_wait_and_the_latest_is_sent(
+    orthanc: Orthanc, open_store: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store()
+    kept, deleted = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    orthanc.stop(kill=True)
+    save(store, kept, label_map(store, kept, 1), tmp_path)
+    with caplog.at_level(logging.WARNING):
+        store.outbox.send()
+        store.outbox.retry()
+        store.outbox.send()
+    assert state(store, kept)["state"] == "waiting"
+    assert "cannot be reached" in state(store, kept)["why"]
+    assert state(store, kept)["attempts"] == 2
+    assert len(caplog.records) == 1, "once an outage"
+    save(store, kept, label_map(store, kept, 2), tmp_path)
+    save(store, deleted, label_map(store, deleted, 1), tmp_path)
+    store.remove_label(deleted, "final")
+    store.close()
+    again = open_store()
+    again.outbox.send()
+    orthanc.start()
+    again.outbox.retry()
+    again.outbox.send()
+    found = instances(orthanc)
+    assert list(found) == [state(again, kept)["SOPInstanceUID"]]
+    np.testing.assert_array_equal(voxels(again, kept, next(iter(found.values()))), label_map(again, kept, 2))
+
+
+def test_a_label_whose_answer_was_lost_is_not_stored_twice(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    save(store, uid, label_map(store, uid), tmp_path)
+    store.outbox.send()
+    with store._database.transaction() as connection:  # as a kill between storing and noting it leaves it
+        connection.execute("UPDATE segmentations SET state = 'waiting'")
+    store.outbox.send()
+    assert state(store, uid)["state"] == "sent"
+    assert list(instances(orthanc)) == [state(store, uid)["SOPInstanceUID"]]
+
+
+def test_a_label_that_was_put_into_the_folder_is_sent_and_one_that_does_not_fit_says_why(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    first, second = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    final = Path(store.studies.label_folder("final"))
+    for image, affine in ((first, geometry(store.get_image_uri(first))[1]), (second, np.eye(4))):
+        file = nibabel.Nifti1Image(label_map(store, image), affine)
+        (final / f"{image}.nii.gz").write_bytes(gzip.compress(file.to_bytes()))
+    store.refresh()
+    store.outbox.send()
+    assert state(store, first)["state"] == "sent"
+    assert state(store, second)["state"] == "failed"
+    assert "save it on the image's grid" in state(store, second)["why"]
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("password", [PASSWORD, "wrong secret"])
+def test_no_log_holds_a_password_or_a_patient(
+    password: str, orthanc: Orthanc, open_store: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store()
+    uid = load(orthanc, tmp_path)
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("dicomweb_client").setLevel(logging.WARNING)
+        store.mirror._server = store.outbox._server = DicomServer(Address(orthanc.url, USER, password))
+        store.mirror._filter = {"Modality": "MR", "PatientID": PATIENT_ID}
+        store.mirror.synchronise()
+        if password == PASSWORD:
+            save(store, uid, label_map(store, uid), tmp_path)
+            store.outbox.send()
+            assert state(store, uid)["state"] == "sent"
+        else:
+            assert "HTTP 401" in caplog.text
+    ours = "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.INFO)
+    for secret in (password, PATIENT, PATIENT_ID):
+        assert secret not in ours
+
+
+# SEGs of others
+
+
+def store_theirs(
+    orthanc: Orthanc,
+    store: DicomDatastore,
+    image: str,
+    labels: NDArray[np.uint8],
+    names: tuple[str, ...],
+    written: str = "20990101",
+) -> None:
+    """A SEG as another program writes it."""
+    folder = Path(store.get_image_uri(image))
+    theirs = make_segmentation(
+        folder,
+        labels,
+        geometry(folder)[1],
+        names,
+        series_uid=generate_uid(),
+        instance_uid=generate_uid(),
+        origin=Origin("other", None, None, False),
+    )
+    theirs.Manufacturer = theirs.ManufacturerModelName = "Other"
+    theirs.ContentDate = written
+    store.server.store(theirs)
+
+
+def test_a_seg_that_another_program_stored_becomes_the_label_by_its_names_and_is_not_sent_back(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("Third Tumour", "second"))
+    store.mirror.synchronise()
+    np.testing.assert_array_equal(
+        np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj), label_map(store, uid, 3)
+    )
+    assert store.labels.versions(uid)[-1].client == "DICOM server"
+    store.outbox.send()
+    assert state(store, uid)["state"] == "theirs"
+    assert len(instances(orthanc)) == 1
+    save(store, uid, label_map(store, uid, 2), tmp_path)
+    store.outbox.send()
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert len(instances(orthanc)) == 2
+    assert [v.number for v in store.labels.versions(uid)] == [1, 2], "neither theirs nor ours is read again"
+
+
+def test_an_older_seg_changes_nothing_and_one_with_unknown_names_is_refused_once(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    save(store, uid, label_map(store, uid, 2), tmp_path)
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",), written="20200101")
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("spleen",))
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert [v.number for v in store.labels.versions(uid)] == [1]
+    assert caplog.text.count("'spleen', which the task does not know") == 1
+    store.outbox.send()
+    assert state(store, uid)["state"] == "sent"
+
+
+def test_our_own_segs_are_known_again_after_the_index_was_lost(
+    orthanc: Orthanc, open_store: Open, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store = open_store()
+    store.mirror.synchronise()
+    save(store, uid, label_map(store, uid), tmp_path)
+    store.outbox.send()
+    store.close()
+    for file in (tmp_path / "state").glob("state.sqlite*"):
+        file.unlink()
+    again = open_store()
+    again.remove_label(uid, "final")
+    again.mirror.synchronise()
+    assert again.get_labeled_images() == [], "or a deleted label would come back"
+
+
+def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_waits_for_it(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid, other = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    for value, written in ((1, "20300101"), (2, "20320101"), (3, "20310101")):
+        store_theirs(orthanc, store, uid, label_map(store, uid, value), ("first", "second", "third tumour"), written)
+    store_theirs(orthanc, store, other, label_map(store, other, 1), ("second",))
+    store.mirror._filter = {"Modality": "MR", "SeriesInstanceUID": uid}
+    store.mirror.synchronise()
+    assert store.get_labeled_images() == [uid]
+    np.testing.assert_array_equal(
+        np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj), label_map(store, uid, 2)
+    )
+    assert len(store.labels.versions(uid)) == 1
+    store.mirror._filter = {"Modality": "MR"}
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert store.get_labeled_images() == sorted([uid, other])

@@ -45,6 +45,7 @@ def test_the_app_is_found_at_the_top_of_the_checkout(tmp_path: Path) -> None:
         info = server.start().slicer().info()
         assert info["labels"] == ["anterior", "posterior"]
         assert list(info["trainers"]) == ["svgd"]
+        assert server.log().count("web pages of every origin may call this server") == 1
         # The background processes load the app anew.
         assert server.train(steps=1)["status"] == "done"
         assert server.infer("phantom_02")[1]["model_version"] == 1

@@ -139,6 +139,11 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         from monailabel.app import app  # the module that is just being started; earlier it would start itself
 
         routes.install(app, *([] if self._dicom is None else [proxy_routes(self._dicom)]))
+        if not settings.MONAI_LABEL_CORS_ORIGINS:  # fixed before an app is loaded, so it can only be told
+            logger.warning(
+                "web pages of every origin may call this server, on every address it listens on: SECURITY.md says how "
+                "--host and MONAI_LABEL_CORS_ORIGINS close it, and 'python main.py serve' starts it closed"
+            )
         super().on_init_complete()
         if isinstance(self._datastore, DicomDatastore):
             self._datastore.start()

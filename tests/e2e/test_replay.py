@@ -11,6 +11,8 @@ import pytest
 import yaml
 from tests.experiments.conftest import command, saturate, small_experiment, steps
 
+from svgd_label.experiments.experiment import ExperimentError
+from svgd_label.experiments.server_process import served
 from svgd_label.pool import FINAL, Database, LabelStore, Pool, Studies
 
 pytestmark = pytest.mark.slow
@@ -99,9 +101,15 @@ def test_killed_again_and_again_it_ends_as_if_it_were_not(tmp_path: Path, file: 
     assert_alike(run, in_process, "entropy_mi")
     database = Database(track / "state")
     pool = Pool(database, validation="none", max_frequency=10)
-    trained = [line["step"] for line in steps(run, "entropy_mi")]
-    assert [found.version for found in pool.acquisitions()] == trained[:-1]
+    assert pool.model_version() == len(steps(run, "entropy_mi"))  # none made twice
     saved = LabelStore(Studies(track / "studies", pool)).versions()
     queued = [image for line in steps(run, "entropy_mi")[:-1] for image in line["queued"]]
     assert sorted(version.image for version in saved) == sorted(queued)  # each once
     assert len(list((track / "studies" / "labels" / FINAL).iterdir())) == 3 + len(queued)
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    server = served(tmp_path / "studies", tmp_path / "task.yaml", {}, tmp_path / "server.log")
+    with pytest.raises(ExperimentError, match=r"it has ended \(Error: .*task.yaml: the task cannot be read"), server:
+        pass

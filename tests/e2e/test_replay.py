@@ -39,7 +39,7 @@ def in_process(tmp_path_factory: pytest.TempPathFactory, file: Path) -> Path:
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
-    output, _ = process.communicate(timeout=1100)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
 
 
@@ -86,15 +86,15 @@ def test_killed_again_and_again_it_ends_as_if_it_were_not(tmp_path: Path, file: 
     only = ("--arms", "entropy_mi", "--through-server")
     for moment in moments:
         process = command(file, run, *only)
-        deadline = time.monotonic() + 600
-        while not moment():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        started = psutil.Process(process.pid).children(recursive=True)
+        try:
+            while not moment():
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.002)
+            started = psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.kill()
+            process.wait()
         assert started
-        process.kill()
-        process.wait()
         _, left = psutil.wait_procs(started, timeout=60)
         assert not left, "the server and its training go with the experiment"
     finish(command(file, run, *only))

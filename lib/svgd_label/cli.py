@@ -176,6 +176,7 @@ def experiment(
     split: Annotated[str | None, typer.Option(help="What is measured on: test, or dev for choices.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how long it takes, after timing one.")] = False,
+    through_server: Annotated[bool, typer.Option("--through-server", help="Drive a real server, over HTTP.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes on this machine; more than 1 need Ray.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to join.")] = None,
 ) -> None:
@@ -185,7 +186,7 @@ def experiment(
 
     listed = {"arms": arms, "seeds": seeds}
     given = {key: [part for part in text.split(",") if part] for key, text in listed.items() if text is not None}
-    plain = {"data": data, "split": split}
+    plain = {"data": data, "split": split, "through_server": through_server}
     chosen = experiment.load_experiment(source, given | {key: value for key, value in plain.items() if value})
     planned = Run.plan(run or ROOT / "runs" / Path(source).stem, chosen)
     todo = replay.jobs(planned, [arm.name for arm in chosen.arms], chosen.seeds)

@@ -1,6 +1,8 @@
 """SIGKILL in the middle of the work: what was acknowledged is there after a restart, and the work goes on."""
 
+import contextlib
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -93,3 +95,15 @@ def test_killed_in_scoring(study: Trained) -> None:
     assert set(server.ranking()) == pool | set(more)
     # Scoring again for one model version is no new active step.
     assert server.query("SELECT version FROM acquisitions WHERE version > 0") == [(1,)]
+
+
+def test_killed_between_ranking_and_picks(study: Trained) -> None:
+    server = study.server
+    server.wait_scoring()
+    server.kill()
+    with contextlib.closing(sqlite3.connect(server.studies / ".svgd" / "state.sqlite")) as connection, connection:
+        connection.execute("DELETE FROM acquisitions WHERE version = 1")
+        connection.execute("UPDATE images SET queue_position = NULL")
+    server.start()
+    server.wait_for(lambda: server.query("SELECT version FROM acquisitions WHERE version = 1"), "the picks")
+    assert server.next_sample("another")["from"] == "queue"

@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from tests.conftest import ROOT, blob, save_nifti
+
+from svgd_label.experiments.experiment import Experiment
+from svgd_label.experiments.run import Run
 
 TINY = {
     "name": "tiny",
@@ -43,10 +47,8 @@ def steps(run: Path, arm: str, seed: int = 7) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-@pytest.fixture(scope="session")
-def fields(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def small_experiment(folder: Path) -> dict[str, Any]:
     """10 volumes in the pool, 3 of them labelled at the start, 2 to measure on; three arms up to 6 volumes."""
-    folder = tmp_path_factory.mktemp("blobs")
     names = [f"blob_{number:02d}.nii.gz" for number in range(13)]
     for number, name in enumerate(names):
         image, label = blob((14, 15, 16), number)
@@ -63,6 +65,21 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "budget": 6,
         "max_trainings": 4,
     }
+
+
+def saturate(fields: dict[str, Any], seed: int = 7) -> str:
+    """Makes one of a seed's initial volumes unusable; its id."""
+    image = Run.plan(Path("unused"), Experiment.model_validate(fields)).initial_labels(seed)[0]
+    values = np.full((14, 15, 16), 100.0, np.float32)
+    values.flat[::1000] = 5000
+    save_nifti(Path(fields["data"]) / "imagesTr" / f"{image}.nii.gz", values)
+    return image
+
+
+@pytest.fixture(scope="session")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The small experiment."""
+    return small_experiment(tmp_path_factory.mktemp("blobs"))
 
 
 @pytest.fixture(scope="session")

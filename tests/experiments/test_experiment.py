@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.conftest import NEEDS_SERVER
 
 from svgd_label.experiments.experiment import PROTOCOLS, ExperimentError, load_experiment
+from svgd_label.experiments.progress import trainings_left
+from svgd_label.experiments.replay import jobs
 from svgd_label.experiments.run import Run
 from svgd_label.tasks import load_task, preset_names
 
@@ -99,6 +102,30 @@ def test_another_configuration_is_refused_with_the_difference(
         assert words in str(caught.value)
     assert "queries" not in str(caught.value)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_run_goes_on_through_a_server_only_if_it_began_so(tmp_path: Path, file: Path) -> None:
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {}))
+    run.begin()
+    arms = {"arms": ["random"], "through_server": True}
+    with pytest.raises(ExperimentError, match="through_server False there, True here"):
+        Run.plan(tmp_path / "run", load_experiment(str(file), arms))
+    assert {job.kind for job in jobs(run, run.arms, [7])} == {"initial", "arm", "full"}
+
+
+def test_an_arm_for_which_a_server_has_no_setting_is_refused(tmp_path: Path, file: Path) -> None:
+    arm = {"name": "without", "strategy": "entropy", "repeat": False}
+    experiment = load_experiment(str(file), {"arms": [arm], "through_server": True})
+    with pytest.raises(ExperimentError, match="the arm without changes with 'repeat'"):
+        Run.plan(tmp_path / "run", experiment)
+
+
+@NEEDS_SERVER
+def test_a_server_makes_each_arms_first_committee_itself(tmp_path: Path, file: Path) -> None:
+    arm = {"name": "said", "strategy": "entropy", "repeat": True}  # what the strategy does anyway
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": [arm, "random"], "through_server": True}))
+    assert [str(job) for job in jobs(run, run.arms, [7])] == ["said, seed 7", "random, seed 7", "full, seed 7"]
+    assert [trainings_left(run, job) for job in jobs(run, run.arms, [7])] == [3, 3, 3]
 
 
 def test_arms_and_seeds_are_added_to_a_run(tmp_path: Path, file: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from tests.experiments.conftest import command, steps
+from tests.experiments.conftest import command, saturate, small_experiment, steps
 
-from svgd_label.experiments.experiment import ExperimentError, load_experiment
+from svgd_label.experiments.experiment import Experiment, ExperimentError, load_experiment
 from svgd_label.experiments.replay import jobs
 from svgd_label.experiments.run import Run
 from svgd_label.experiments.runner import run_here
@@ -141,6 +141,18 @@ def test_only_the_reference_is_trained_where_there_is_no_arm(tmp_path: Path, fil
     assert summary["arms"] == {}
     assert summary["full_data_dice"] == steps(run.folder, "full")[-1]["mean_dice"]
     assert set(steps(run.folder, "full")[-1]["volumes"]) == {"blob_12"}
+
+
+def test_a_volume_that_cannot_be_used_costs_its_label_and_is_never_trained_on(tmp_path: Path) -> None:
+    fields = small_experiment(tmp_path)
+    saturated = saturate(fields)
+    run = Run.plan(tmp_path / "run", Experiment.model_validate({**fields, "arms": ["random"]}))
+    run_here(run, jobs(run, run.arms, [7])[:-1])
+    found = steps(run.folder, "random")
+    assert [line["distinct"] for line in found] == [3, 5, 6]
+    assert [len(line["labelled"]) for line in found] == [2, 4, 5]
+    for line in found[:-1]:
+        assert "99 %" in line["unusable"][saturated]
 
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path, file: Path) -> None:

@@ -76,6 +76,8 @@ class Experiment(_Strict):
     """Distinct volumes that are labelled at the end."""
     max_trainings: Annotated[int, Field(ge=1)]
     """An arm that has not come to the budget after so many trainings stops short of it."""
+    through_server: bool = False
+    """Whether each arm and seed drives a server process of its own over HTTP, as an annotator's viewer would."""
 
     @field_validator("seeds")
     @classmethod

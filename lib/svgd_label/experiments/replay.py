@@ -17,8 +17,10 @@ from svgd_label.device import default_device
 from svgd_label.experiments.experiment import FULL, INITIAL
 from svgd_label.experiments.pictures import write_pictures
 from svgd_label.experiments.run import Run, Track, write_json
+from svgd_label.images import ImageError
 from svgd_label.inference import evaluate
 from svgd_label.pool import Acquisition, Database, Pool, Studies
+from svgd_label.scoring import prepare
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 from svgd_label.training import Case, train
@@ -51,31 +53,31 @@ def jobs(run: Run, arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """What there is to do, seed by seed, so that whole pairs are there as early as can be."""
     found: dict[Path, Job] = {}
     for seed in seeds:
-        for arm in arms:
+        for arm in [] if run.through_server else arms:  # a server begins by itself
             found.setdefault(run.initial_track(arm, seed).folder, Job(INITIAL, arm, seed))
         for job in (*(Job("arm", arm, seed) for arm in arms), Job(FULL, FULL, seed)):
             found[job.track(run).folder] = job
     return list(found.values())
 
 
-def execute(run: Run, job: Job) -> None:
-    """Does a job, or what is left of it."""
-    track = job.track(run)
-    with track.alone():
-        if track.ended():
-            return
-        {INITIAL: _initial, FULL: _full, "arm": _arm}[job.kind](run, job, track)
-
-
-def _initial(run: Run, job: Job, track: Track) -> None:
+def initial(run: Run, job: Job, track: Track) -> None:
     """The first training of a seed, on the initial labels."""
     task, chosen = run.task(job.arm), set(run.initial_labels(job.seed))
-    cases = [case for case in sorted(run.cases["pool"], key=lambda case: case.id) if case.id in chosen]
-    _, record = _trained(task, track, 1, lambda step: _train(run, task, track, cases, job.seed, step, len(cases)))
+    cases: list[Case] = []
+    unusable: Record = {}
+    for case in sorted(run.cases["pool"], key=lambda case: case.id):
+        if case.id in chosen:
+            try:
+                prepare(task, case.id, case.image)
+                cases.append(case)
+            except ImageError as error:  # a server has looked at all images before its first training
+                unusable[case.id] = str(error)
+    _, record = _trained(task, track, 1, lambda step: _train(run, task, track, cases, job.seed, step, len(chosen)))
+    record["unusable"] |= unusable
     track.append({"step": 1, **record, "last": True, "hardware": hardware.describe()})
 
 
-def _full(run: Run, job: Job, track: Track) -> None:
+def full(run: Run, job: Job, track: Track) -> None:
     """The reference: all labels of the pool, as many trainings as an arm makes that never repeats an image."""
     task, cases = run.base_task, run.cases["pool"]
 
@@ -86,10 +88,10 @@ def _full(run: Run, job: Job, track: Track) -> None:
     trainings = run.trainings(task) if task.warm_start else 1
     for step in range(len(track.steps()) + 1, trainings + 1):
         _, record = _trained(task, track, step, make)
-        _finish(track, job, {"step": step, **record, "last": step == trainings})
+        finish(track, job, {"step": step, **record, "last": step == trainings})
 
 
-def _arm(run: Run, job: Job, track: Track) -> None:
+def arm(run: Run, job: Job, track: Track) -> None:
     """Train, measure, score, pick, label: until the budget is spent or the trainings are."""
     task, cases = run.task(job.arm), {case.id: case for case in run.cases["pool"]}
     pool = Pool(Database(track.folder / "state", task=task.name), validation="none", max_frequency=task.max_frequency)
@@ -115,7 +117,7 @@ def _arm(run: Run, job: Job, track: Track) -> None:
                 last = not record["queued"] and pool.summary().open == 0
                 # The annotator answers; all of a step at once, so that a kill leaves none or all of them.
                 pool.labels_found(record["queued"])
-            _finish(track, job, {"step": step, **record, "last": last})
+            finish(track, job, {"step": step, **record, "last": last})
 
 
 def _begun(run: Run, job: Job) -> Trained:
@@ -128,16 +130,15 @@ def _begun(run: Run, job: Job) -> Trained:
 
 def _trained(task: Task, track: Track, step: int, make: Callable[[int], Trained]) -> Trained:
     """A step's committee and how its training went: from the disk where a kill came after the training."""
-    notes = track.folder / "training.json"
     device = default_device()
     if track.committee.exists():
         found = checkpoint.load(track.committee, task, device=device)
         if found.version == step:
-            record: Record = json.loads(notes.read_text(encoding="utf-8"))
+            record: Record = json.loads(track.notes.read_text(encoding="utf-8"))
             return found.committee, record
     committee, record = make(step)
     # In this order: a committee of this step says that the notes are this step's too.
-    write_json(notes, record)
+    write_json(track.notes, record)
     checkpoint.save(track.committee, committee, task, version=step)
     return committee, record
 
@@ -155,20 +156,27 @@ def _train(run: Run, task: Task, track: Track, cases: Sequence[Case], seed: int,
         committee = checkpoint.new_committee(task, seed=seed).to(device)
     result = train(task, cases, committee, seed=seed + step)
     trained = time.monotonic()
-    measured = evaluate(task, committee, [(case.image, case.label) for case in run.cases["evaluation"]])
-    means = np.nanmean(np.asarray(measured), axis=0)
     return committee, {
         "distinct": distinct,
         "labelled": [case.id for case in cases],
         "frequencies": {case.id: case.frequency for case in cases},
-        "mean_dice": float(np.nanmean(means)),
-        "dice": dict(zip(task.labels, _known(means), strict=True)),
-        "volumes": {case.id: _known(values) for case, values in zip(run.cases["evaluation"], measured, strict=True)},
+        **measured(run, task, committee),
         "network_steps": result.steps * task.particles,
         "loss": result.loss,
         "distance": result.distance,
         "unusable": result.unusable,
         "seconds": {"train": result.seconds, "measure": time.monotonic() - trained},
+    }
+
+
+def measured(run: Run, task: Task, committee: Committee) -> Record:
+    """Dice on the split: the mean, of each structure, of each volume."""
+    found = evaluate(task, committee, [(case.image, case.label) for case in run.cases["evaluation"]])
+    means = np.nanmean(np.asarray(found), axis=0)
+    return {
+        "mean_dice": float(np.nanmean(means)),
+        "dice": dict(zip(task.labels, _known(means), strict=True)),
+        "volumes": {case.id: _known(values) for case, values in zip(run.cases["evaluation"], found, strict=True)},
     }
 
 
@@ -180,7 +188,7 @@ def _known(values: Iterable[float]) -> list[float | None]:
 def _acquire(run: Run, job: Job, pool: Pool, committee: Committee, step: int, record: Record) -> Acquisition:
     """Scores the pool and takes the active step, or reads the one that a killed process has taken already."""
     task = run.task(job.arm)
-    acquired = next((found for found in pool.acquisitions() if found.version == step), None)
+    acquired = acquisition_of(pool, step)
     started = time.monotonic()
     if acquired is None:
         acquired = score_pool(
@@ -193,18 +201,29 @@ def _acquire(run: Run, job: Job, pool: Pool, committee: Committee, step: int, re
             seed=job.seed,
         ).acquisition
     assert acquired is not None  # nobody else works on this pool
+    note_picks(record, pool, acquired)
+    record["seconds"]["score"] = time.monotonic() - started
+    return acquired
+
+
+def acquisition_of(pool: Pool, step: int) -> Acquisition | None:
+    """The active step that was taken after a training; None where it was not yet."""
+    return next((found for found in pool.acquisitions() if found.version == step), None)
+
+
+def note_picks(record: Record, pool: Pool, acquired: Acquisition) -> None:
+    """Adds what was picked, with the scores of the ranking in place, and what cannot be used."""
     rows = {row.image: row for row in pool.ranking()}
     record["picks"], record["repeated"] = acquired.picks, acquired.repeated
     record["scores"] = {
         image: {key: getattr(rows[image], key) for key in ("score", "entropy", "mutual_information")}
         for image in acquired.picks
     }
-    record["seconds"]["score"] = time.monotonic() - started
     record["unusable"] |= pool.unusable()
-    return acquired
 
 
-def _finish(track: Track, job: Job, step: Record) -> None:
+def finish(track: Track, job: Job, step: Record) -> None:
+    """Writes a step's line, by which it is finished."""
     if step["step"] == 1:
         step["hardware"] = hardware.describe()
     track.append(step)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from svgd_label.training import Case
 
 NOT_FOR_WEIGHTS = {
     *("name", "description", "aliases", "warm_start", "max_minutes", "validation"),
-    *("aggregate", "mi_grid", "mi_bins", "mi_over", "alpha", "queries", "max_frequency", "clasp_steps"),
+    *("aggregate", "mi_grid", "mi_over", "alpha", "queries", "max_frequency", "clasp_steps"),
 }
 """Fields of a task that do not change what the first training makes of initial weights and labels."""
 
@@ -45,6 +46,11 @@ class Track:
     def committee(self) -> Path:
         """The newest committee, whose version is the step that trained it."""
         return self.folder / "committee.pt"
+
+    @property
+    def notes(self) -> Path:
+        """What is known of the step under way."""
+        return self.folder / "training.json"
 
     def steps(self) -> list[dict[str, Any]]:
         """The finished steps, oldest first; a line that a kill has torn is none."""
@@ -108,6 +114,13 @@ class Run:
         run = cls(folder, new)
         for arm in run.arms:
             run.task(arm)  # a wrong change is found now, not after hours
+            if run.through_server and run.strategy(arm) != acquisition.strategy(new["arms"][arm]["strategy"]):
+                raise ExperimentError(
+                    f"the arm {arm} changes with 'repeat' what its strategy does with labelled images, for which a "
+                    "server has no setting: leave it out, or run without --through-server"
+                )
+        if run.through_server and find_spec("monailabel") is None:
+            raise ExperimentError("--through-server needs MONAI Label: pip install 'svgd-label[server]'")
         return run
 
     def begin(self) -> None:
@@ -131,6 +144,11 @@ class Run:
     def arms(self) -> list[str]:
         """Names, in the order in which they were given."""
         return list(self.config["arms"])
+
+    @property
+    def through_server(self) -> bool:
+        """Whether the arms drive a server; a run that was begun before there was a choice does not."""
+        return bool(self.config.get("through_server", False))
 
     @property
     def budget(self) -> int:
@@ -233,6 +251,7 @@ def _resolved(experiment: Experiment) -> dict[str, Any]:
         "initial": initial,
         "budget": experiment.budget,
         "max_trainings": experiment.max_trainings,
+        "through_server": experiment.through_server,
         "data": {
             "folder": str(experiment.data.resolve()),
             "pool": [case.id for case in pool],
@@ -246,6 +265,7 @@ def _compared(config: Mapping[str, Any], arms: set[str]) -> dict[str, Any]:
     """What must not change within a run. The data may be moved; arms and seeds may be added."""
     kept = {key: config[key] for key in ("task", "split", "initial", "budget", "max_trainings")}
     data = {key: value for key, value in config["data"].items() if key != "folder"}
+    kept["through_server"] = config.get("through_server", False)
     return {**kept, "data": data, "arms": {arm: config["arms"][arm] for arm in arms}}
 
 

@@ -9,14 +9,24 @@ from typing import Any
 import torch
 
 from svgd_label.errors import UserError
-from svgd_label.experiments.experiment import ExperimentError
-from svgd_label.experiments.replay import Job, execute
+from svgd_label.experiments import replay, through_server
+from svgd_label.experiments.experiment import FULL, INITIAL, ExperimentError
+from svgd_label.experiments.replay import Job
 from svgd_label.experiments.run import Run
 from svgd_label.experiments.statistics import write_summary
 
 logger = logging.getLogger(__name__)
 
 CORES_ON_A_CLUSTER = 2
+
+
+def execute(run: Run, job: Job) -> None:
+    """Does a job, or what is left of it."""
+    arm = through_server.arm if run.through_server else replay.arm
+    track = job.track(run)
+    with track.alone():
+        if not track.ended():
+            {INITIAL: replay.initial, FULL: replay.full, "arm": arm}[job.kind](run, job, track)
 
 
 def run_here(run: Run, todo: Sequence[Job]) -> None:
@@ -61,8 +71,8 @@ def run_on_ray(run: Run, todo: Sequence[Job], *, workers: int, address: str | No
         remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=-1)(_work)
         references: dict[Path, Any] = {}
         for job in todo:  # the initial ones stand before the arms that wait for them
-            needed = run.initial_track(job.arm, job.seed).folder if job.kind == "arm" else None
-            references[job.track(run).folder] = remote.remote(run, job, threads, needed and references[needed])
+            begun = references.get(run.initial_track(job.arm, job.seed).folder) if job.kind == "arm" else None
+            references[job.track(run).folder] = remote.remote(run, job, threads, begun)
         failed: dict[Job, UserError] = {}
         of = dict(zip(references.values(), todo, strict=True))
         waiting = list(of)

@@ -86,6 +86,14 @@ def copy_durably(source: Path, target: Path) -> None:
         raise
 
 
+def second_name(file: Path, other: Path) -> None:
+    """A hard link, or a copy where there can be none."""
+    try:
+        os.link(file, other)
+    except OSError:
+        copy_durably(file, other)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed process left unfinished in a folder an hour ago or longer."""
     with contextlib.suppress(OSError):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from svgd_label.pool.files import (
     incoming,
     is_plain_id,
     make_folder,
+    second_name,
     split_extension,
     sync_folder,
 )
@@ -92,7 +92,7 @@ class LabelStore:
                     corrected = row["inferred_version"] if model_version is None else model_version
                     version = self._keep(connection, image, tag, file, saved, client, corrected, made)
                 if target.exists():
-                    _second_name(target, backup)
+                    second_name(target, backup)
                 file.replace(target)
                 made.append(target)
                 sync_folder(target.parent)
@@ -233,14 +233,6 @@ def _adopt(connection: sqlite3.Connection, folder: Path) -> None:
                 "INSERT OR IGNORE INTO label_versions VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)",
                 (folder.name, int(number), tag or FINAL, file.name, file.stat().st_mtime),
             )
-
-
-def _second_name(file: Path, other: Path) -> None:
-    """A hard link, or a copy on a file system without them."""
-    try:
-        os.link(file, other)
-    except OSError:
-        copy_durably(file, other)
 
 
 def _version(row: sqlite3.Row, folder: Path) -> LabelVersion:

@@ -342,6 +342,7 @@ class Pool(Scores):
                 "flagged": row["flagged"],
                 "queue_position": row["queue_position"] if row["open"] else None,
                 "rank": row["rank"],
+                "first_position": row["first_position"],
                 "score": row["score"],
                 "entropy": row["entropy"],
                 "mutual_information": row["mutual_information"],

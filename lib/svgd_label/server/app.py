@@ -223,8 +223,9 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         if version is None or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
             return
         unscored = not self.pool.is_limited(version) and set(self.pool.pool_images()) - self.pool.scored_images(version)
-        if self.pool.ranking_version() != version or unscored:
-            logger.info("model version %d has not scored everything: scoring starts", version)
+        acquired = any(step.version >= version for step in self.pool.acquisitions())
+        if self.pool.ranking_version() != version or unscored or not acquired:
+            logger.info("model version %d has not scored and picked everything: scoring starts", version)
             super().async_scoring(SCORING)
 
     def _compare(self, image: str) -> None:

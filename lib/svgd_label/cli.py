@@ -202,6 +202,24 @@ def experiment(
     typer.echo(f"{planned.folder / 'summary.json'} holds the result")
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where page and figures go; default: report/ in the run's folder.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set, where it has been moved since.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Source and licence of the data; default: as its dataset.json says.")
+    ] = None,
+) -> None:
+    """Write what a run has shown as one HTML page, with its figures."""
+    from svgd_label.experiments.report import write_report
+    from svgd_label.experiments.run import Run
+
+    typer.echo(write_report(Run.open(run), out or run / "report", data=data, licence=licence))
+
+
 def main() -> None:
     """Runs the command line; what a user can mend ends with its sentence, not with a traceback."""
     set_thread_policy()  # commands import torch when they run

@@ -1,6 +1,6 @@
 """What a run has shown: curves over distinct labels, areas under them, paired intervals; and summary.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ Vector = NDArray[np.float64]
 BASELINES = ("random", "random_foreground", "clasp_pe")
 """What every arm is compared with, by the names of the arms."""
 SEEDS_FOR_INTERVALS = 5
+VOLUMES_FOR_INTERVALS = 5
+RESAMPLES = 10_000
+"""Of the evaluation volumes."""
 
 
 def curve(distinct: Sequence[int], dice: Sequence[float], budgets: Sequence[int]) -> Vector:
@@ -43,6 +46,34 @@ def interval(values: Vector) -> tuple[float, float] | None:
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     mean = float(np.mean(values))
     return mean - half, mean + half
+
+
+def areas_by_volume(steps: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> Vector:
+    """The area under the curve of every evaluation volume and structure, (V, C); NaN where a structure is not there.
+
+    Their mean over structures of the means over volumes is the area under the curve of the mean Dice.
+    """
+    values = np.array([list(step["volumes"].values()) for step in steps], dtype=np.float64)
+    distinct = [step["distinct"] for step in steps]
+    areas = [aubc(curve(distinct, one, budgets), budgets) for one in values.reshape(len(steps), -1).T.tolist()]
+    return np.reshape(areas, values.shape[1:])
+
+
+def bootstrap(differences: Vector) -> tuple[float, float] | None:
+    """The 95 % percentile interval of a mean over volumes that are drawn with replacement; None for fewer than five.
+
+    Args:
+        differences: (V, C), of a pair of arms for each volume and structure, NaN where a structure is not there.
+    """
+    volumes = len(differences)
+    if volumes < VOLUMES_FOR_INTERVALS:
+        return None
+    drawn = np.random.default_rng(0).multinomial(volumes, np.full(volumes, 1 / volumes), size=RESAMPLES)
+    known = np.isfinite(differences)
+    with np.errstate(invalid="ignore"):  # a sample may have drawn no volume with a rare structure
+        means = drawn @ np.where(known, differences, 0.0) / (drawn @ known)
+    low, high = np.nanquantile(np.nanmean(means, axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def paired_p(differences: Vector) -> float | None:

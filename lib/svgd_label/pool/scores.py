@@ -98,6 +98,16 @@ class Scores:
             for row in rows
         ]
 
+    def labelled_features(self, version: int) -> NDArray[np.float32]:
+        """(N, F) of the labelled images that a version has scored."""
+        rows = self.database.connection.execute(
+            "SELECT s.features FROM scores s JOIN images i USING (image, fingerprint) "
+            "WHERE s.version = ? AND i.present = 1 AND i.labelled = 1 AND s.features IS NOT NULL ORDER BY s.image",
+            (version,),
+        )
+        found = [np.frombuffer(row["features"], dtype=np.float32) for row in rows]
+        return np.stack(found) if found else np.zeros((0, 0), np.float32)
+
     def scored_images(self, version: int) -> set[str]:
         """Ids of the rows of ``scores(version)``."""
         rows = self.database.connection.execute(

@@ -1,6 +1,5 @@
 """Bands of doubt begin where their closed cases say, and the slice to look at first is named as viewers name it."""
 
-import nibabel
 import numpy as np
 import pytest
 import torch
@@ -45,8 +44,9 @@ def doubt(shape: tuple[int, int, int], **at: int) -> NDArray[np.uint8]:
 
 def turned(codes: str, sides: tuple[float, float, float]) -> NDArray[np.float64]:
     """The affine of an image with these axes and voxel sides, its first voxel at (10, 20, 30) mm."""
-    affine = nibabel.orientations.inv_ornt_aff(nibabel.orientations.axcodes2ornt(codes), (1, 1, 1))
-    affine = affine @ np.diag([*sides, 1.0])
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for axis, (code, side) in enumerate(zip(codes, sides, strict=True)):
+        affine["RLAPSI".index(code) // 2, axis] = side if code in "RAS" else -side
     affine[:3, 3] = (10, 20, 30)
     return affine
 

@@ -128,7 +128,7 @@ class Prediction:
 
 @torch.inference_mode()
 def predict(task: Task, committee: Committee, image: Tensor) -> Prediction:
-    """One sliding-window pass over an image (1, D, H, W) on the task's grid; nothing in it grows with M."""
+    """One sliding-window pass over an image (1, D, H, W) on the task's grid; no volume of it grows with M."""
     voxels = torch.zeros(len(committee), task.classes, dtype=torch.long, device=image.device)
     remaining = iter(cores(task, image.shape[1:]))
 
@@ -164,7 +164,7 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
     # Before going back, and both in one: a single map is moved, not the probabilities.
     codes = torch.cat([_codes(task, slab) for slab in prediction.probabilities.split(SLAB, dim=1)])
     label_map = MetaTensor(
-        codes.unsqueeze(0).to(torch.float32).cpu(),
+        codes.unsqueeze(0).cpu(),
         affine=moved.affine,
         applied_operations=convert_applied_interp_mode(moved.applied_operations, mode="nearest", align_corners=None),
     )
@@ -182,9 +182,9 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
 
 
 def _codes(task: Task, probabilities: Tensor) -> Tensor:
-    """(D, H, W): class + number of classes * band."""
-    codes: Tensor = probabilities.max(dim=0).indices + task.classes * bands(entropy(probabilities, dim=0))
-    return codes
+    """(D, H, W): class + number of classes * band, as float32, which the way back takes."""
+    codes = probabilities.max(dim=0).indices + task.classes * bands(entropy(probabilities, dim=0))
+    return codes.to(torch.float32)
 
 
 def _volumes(

@@ -102,7 +102,8 @@ class SVGDInfer(CommitteeInfer):
                 for name, volume in segmentation.volumes.items()
             }
         }
-        found = likeness(segmentation.features, self.committees.pool.labelled_features(version))
+        pool = self.committees.pool
+        found = likeness(segmentation.features, pool.features(version, pool.labelled()))
         if found is not None:
             looks = "unlike every one" if found.unlike else "like some"
             said["unlike_labelled"] = {

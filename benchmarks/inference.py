@@ -5,6 +5,7 @@ itself is among the details. Memory is that of a fresh process: imports, committ
 the image's own grid.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from benchmarks.common import Measurement, paired, peak_gib
 from svgd_label.checkpoint import new_committee
 from svgd_label.device import default_device
-from svgd_label.inference import segment, sliding_window
+from svgd_label.inference import predict, segment, sliding_window
 from svgd_label.svgd import Committee
 from svgd_label.svgd.convolution import FastConvolutions
 from svgd_label.tasks import Task
@@ -40,7 +41,7 @@ def run(*, quick: bool) -> list[Measurement]:
 
     sliding_window(task, keep, image)
     bare = [_bare(committee, windows, as_ours=as_ours) for as_ours in (True, False)]
-    ours = _ours(task, committee, image.to(device))
+    ours = functools.partial(predict, task, committee, image.to(device))
     ratio, mine, theirs = paired(ours, bare[0], pairs=2 if quick else 7)
     plain = paired(ours, bare[1], pairs=1 if quick else 2)
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,14 +82,6 @@ def segment_ct(file: str, particles: int) -> None:
     """What a fresh process does."""
     task = ct_task(particles)
     segment(task, new_committee(task, seed=0).to(default_device()), file)
-
-
-def _ours(task: Task, committee: Committee, image: torch.Tensor) -> Callable[[], None]:
-    @torch.inference_mode()
-    def passes() -> None:
-        sliding_window(task, lambda x: committee(x.contiguous(memory_format=torch.channels_last_3d)), image)
-
-    return passes
 
 
 def _bare(committee: Committee, windows: list[torch.Tensor], *, as_ours: bool) -> Callable[[], None]:

@@ -20,10 +20,13 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "acquisition": ("errors",),
     "pool": ("errors",),
     "images": ("errors",),
-    "labels": ("errors", "images"),
+    "bands": (),
+    "bottleneck": ("svgd",),
+    "unlike": (),
+    "labels": ("bands", "errors", "images"),
     "tasks": ("errors", "images", "labels", "likelihood"),
-    "inference": ("images", "svgd", "tasks", "uncertainty"),
-    "scoring": ("images", "inference", "pool", "similarity", "svgd", "tasks", "uncertainty"),
+    "inference": ("bands", "bottleneck", "images", "svgd", "tasks", "uncertainty"),
+    "scoring": ("bottleneck", "images", "inference", "pool", "similarity", "svgd", "tasks", "uncertainty"),
     "training": ("device", "errors", "images", "inference", "likelihood", "svgd", "tasks"),
 }
 

@@ -1,6 +1,7 @@
 """Segmentations lie on the image's own grid, whatever its orientation, spacing and size."""
 
 import itertools
+import math
 from pathlib import Path
 
 import nibabel
@@ -9,8 +10,10 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from svgd_label.bands import thresholds
 from svgd_label.checkpoint import new_committee
-from svgd_label.inference import count_windows, dice, evaluate, particle_moments, segment, sliding_window
+from svgd_label.inference import cores, dice, evaluate, particle_moments, segment, sliding_window
+from svgd_label.scoring import prepare, score
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import prepare_image
@@ -23,7 +26,23 @@ CODES = ["".join(c) for c in itertools.product("RL", "AP", "SI")] + ["SRA", "PIL
 
 @pytest.fixture
 def committee(tiny: Task) -> Committee:
-    return new_committee(tiny, seed=0).eval()
+    committee = new_committee(tiny, seed=0).eval()
+    for weight in committee.parameters():
+        if weight.ndim == 5:  # so large that the untrained networks are sure of something somewhere
+            weight.data *= 3
+    return committee
+
+
+class Certain(torch.nn.Module):
+    """A particle that finds the same probabilities everywhere."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(probabilities).log().reshape(1, -1, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, *spatial) -> (B, C, *spatial)."""
+        return self.logits.expand(len(x), -1, *x.shape[2:])
 
 
 @pytest.mark.parametrize("codes", CODES)
@@ -37,11 +56,13 @@ def test_another_orientation_of_an_image_has_the_same_segmentation(
     nibabel.save(turned, tmp_path / "b.nii.gz")
     expected = segment(tiny, committee, str(tmp_path / "a.nii.gz"))
     found = segment(tiny, committee, str(tmp_path / "b.nii.gz"))
-    assert found.labels.shape == turned.shape
+    for values, others in ((found.labels, expected.labels), (found.bands, expected.bands)):
+        assert values.shape == turned.shape
+        back = nibabel.Nifti1Image(values, found.affine).as_reoriented(io_orientation(found.affine))
+        np.testing.assert_array_equal(np.asarray(back.dataobj), others)
+        assert 0 < others.mean() < 2  # not everything one class: the comparison says something
     np.testing.assert_allclose(found.affine, turned.affine)
-    back = nibabel.Nifti1Image(found.labels, found.affine).as_reoriented(io_orientation(found.affine))
-    np.testing.assert_array_equal(np.asarray(back.dataobj), expected.labels)
-    assert 0 < expected.labels.mean() < 2  # not everything one class: the comparison says something
+    assert found.volumes == expected.volumes
 
 
 def test_a_coarser_image_is_segmented_on_the_tasks_grid_and_brought_back(
@@ -68,18 +89,85 @@ def test_an_image_that_fits_the_window_is_one_forward_pass_without_its_padding(
 
 
 @pytest.mark.parametrize("shape", [(5, 16, 17), (28, 29, 40), (41, 64, 16)])
-def test_the_windows_that_progress_is_counted_in_are_those_that_are_predicted(
+def test_every_voxel_is_in_the_core_of_one_window_and_the_padding_in_none(
     tiny: Task, shape: tuple[int, int, int]
 ) -> None:
-    seen = []
+    numbered = torch.arange(1.0, 1 + math.prod(shape)).reshape(1, *shape)
+    windows, seen = cores(tiny, shape), []
 
     def predict(x: torch.Tensor) -> torch.Tensor:
-        seen.append(x.shape)
-        return x
+        seen.append(x[(0, 0, *windows[len(seen)])].flatten())
+        return x.clone()  # what is returned is weighted in place
 
-    found = sliding_window(tiny, predict, torch.rand(1, *shape))
-    assert found.shape == (1, *shape)
-    assert len(seen) == count_windows(tiny, shape)
+    assert sliding_window(tiny, predict, numbered).shape == (1, *shape)
+    assert len(seen) == len(windows)
+    torch.testing.assert_close(torch.cat(seen).sort().values, numbered.flatten(), rtol=0, atol=0)
+
+
+# Doubt and volumes
+
+
+def test_bands_are_of_the_entropy_of_the_particles_mean(tmp_path: Path, tiny: Task, committee: Committee) -> None:
+    array, _ = blob((16, 16, 16), 0)
+    file = str(save_nifti(tmp_path / "a.nii.gz", array))
+    with torch.inference_mode():
+        each = committee.logits(prepare_image(tiny, file).as_tensor().unsqueeze(0)).softmax(dim=2).numpy()
+    p = each.mean(axis=0)[0].astype(np.float64)
+    expected = np.digitize(-(p * np.log(p)).sum(axis=0), list(thresholds().values()))
+    assert set(np.unique(expected)) == {0, 1, 2}
+    np.testing.assert_array_equal(segment(tiny, committee, file).bands, expected)
+
+
+@pytest.mark.parametrize(("second", "band"), [(0.19, 0), (0.21, 1), (0.39, 1), (0.41, 2)])
+def test_one_doubt_everywhere_is_one_band_everywhere_also_across_windows(
+    tmp_path: Path, tiny: Task, second: float, band: int
+) -> None:
+    committee = Committee([Certain([1 - 2 * second, 2 * second, 1e-9]), Certain([1, 1e-9, 1e-9])])
+    array, _ = blob((20, 17, 30), 0)
+    found = segment(tiny, committee, str(save_nifti(tmp_path / "a.nii.gz", array)))
+    assert found.bands.shape == array.shape
+    assert (found.bands == band).all()
+
+
+def test_volumes_are_those_of_the_label_map_and_of_each_particles_own(
+    tmp_path: Path, tiny: Task, committee: Committee
+) -> None:
+    array, _ = blob((12, 14, 16), 0)
+    file = str(save_nifti(tmp_path / "a.nii.gz", array, np.diag([2.0, 1.5, 1.0, 1.0])))  # 0.003 ml a voxel
+    together = segment(tiny, committee, file)
+    each = [segment(tiny, Committee([particle]), file) for particle in committee.particles]
+    for value, name in enumerate(tiny.labels, start=1):
+        alone = [np.count_nonzero(found.labels == value) * 0.003 for found in each]
+        volume = together.volumes[name]
+        assert volume.ml == pytest.approx(np.count_nonzero(together.labels == value) * 0.003)
+        assert (volume.lowest, volume.highest) == pytest.approx((min(alone), max(alone)))
+        assert volume.lowest < volume.highest
+
+
+def test_the_spread_of_volumes_counts_overlapping_windows_once(tmp_path: Path, tiny: Task) -> None:
+    shape = (20, 17, 30)
+    file = str(save_nifti(tmp_path / "a.nii.gz", blob(shape, 0)[0]))
+    found = segment(tiny, Committee([Certain([0.1, 0.8, 0.1]), Certain([0.3, 0.2, 0.5])]), file)
+    everything = pytest.approx(math.prod(shape) / 1000)
+    assert (found.volumes["one"].lowest, found.volumes["one"].highest) == (0, everything)
+    assert (found.volumes["two"].lowest, found.volumes["two"].highest) == (0, everything)
+    assert found.volumes["one"].ml == everything  # 0.5 against 0.3 and 0.2 on average
+    assert found.volumes["two"].ml == 0
+
+
+def test_volumes_on_a_coarser_grid_are_in_the_images_millilitres(tmp_path: Path, tiny: Task) -> None:
+    task = tiny.model_copy(update={"spacing": (2.0, 2.0, 2.0)})
+    file = str(save_nifti(tmp_path / "a.nii.gz", blob((31, 41, 51), 0)[0]))
+    found = segment(task, Committee([Certain([0.1, 0.8, 0.1])]), file)
+    assert found.volumes["one"].ml == pytest.approx(31 * 41 * 51 / 1000)
+    assert found.volumes["one"].highest == pytest.approx(16 * 21 * 26 * 8 / 1000)
+
+
+def test_features_are_those_that_scoring_stores(tmp_path: Path, tiny: Task, committee: Committee) -> None:
+    file = str(save_nifti(tmp_path / "a.nii.gz", blob((20, 17, 30), 0)[0]))
+    features = score(tiny, committee, prepare(tiny, "a", file)).features
+    assert features is not None
+    np.testing.assert_allclose(segment(tiny, committee, file).features, features, rtol=1e-5)
 
 
 def test_the_stitched_sums_are_those_of_all_particles_at_once(tmp_path: Path, tiny: Task, committee: Committee) -> None:

@@ -185,6 +185,17 @@ def test_an_unknown_segment_in_place_of_a_structure_is_refused(image: Path, tmp_
     assert all(known in sentence for known in ("anterior", "head", "tail"))
 
 
+@pytest.mark.parametrize("name", ["unsure", "Very Unsure"])
+def test_bands_of_doubt_saved_over_the_structures_are_refused(image: Path, tmp_path: Path, name: str) -> None:
+    covered = TRUTH.copy()
+    covered[2:4] = 3
+    sentence = refusal(save(covered, tmp_path / "label.nii.gz"), [*BOTH, {"name": name, "idx": 3}], image)
+    assert f"{name!r} show where the committee is unsure and cover the structures" in sentence
+    assert "delete these segments and save again" in sentence
+    converted = convert(save(TRUTH, tmp_path / "clear.nii.gz"), [*BOTH, {"name": name, "idx": 3}], image)
+    np.testing.assert_array_equal(converted.array, TRUTH)
+
+
 def test_an_unknown_segment_without_voxels_harms_nobody(image: Path, tmp_path: Path) -> None:
     file = save((TRUTH == 1).astype(np.uint8), tmp_path / "label.nii.gz")
     converted = convert(file, [{"name": "anterior", "idx": 1}, {"name": "new", "idx": 2}], image)
@@ -330,6 +341,9 @@ def test_a_seg_nrrd_with_one_layer_in_a_list_axis_is_understood(image: Path, tmp
     np.testing.assert_array_equal(convert(tmp_path / "one.seg.nrrd", None, image).array, TRUTH)
     nrrd.write(str(tmp_path / "two.seg.nrrd"), np.stack([TRUTH == 1, TRUTH == 2]).astype(np.uint8), header)
     assert "overlap" in refusal(tmp_path / "two.seg.nrrd", None, image)
+    header |= {"Segment0_Name": "anterior", "Segment1_Name": "unsure"}
+    nrrd.write(str(tmp_path / "bands.seg.nrrd"), np.stack([TRUTH == 1, TRUTH == 2]).astype(np.uint8), header)
+    assert "delete these segments" in refusal(tmp_path / "bands.seg.nrrd", None, image)
 
 
 def test_a_nrrd_that_points_at_another_file_is_refused(image: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Inference: one sliding-window pass in which each window meets all particles, back on the image's own grid."""
 
+import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,26 +15,48 @@ from monai.transforms.utils import convert_applied_interp_mode
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svgd_label.bands import bands
+from svgd_label.bottleneck import Bottleneck
 from svgd_label.images import load_volume
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import load_label, normalise, on_grid, to_grid
-from svgd_label.uncertainty import ParticleMoments
+from svgd_label.uncertainty import ParticleMoments, entropy
 
 logger = logging.getLogger(__name__)
 
 OVERLAP = 0.25
 """Of neighbouring windows."""
+SLAB = 32
+"""So many layers of a grid are turned into labels at once."""
 
 
 @dataclass(frozen=True)
+class Volume:
+    """How much of an image one structure fills, in ml."""
+
+    ml: float
+    """In the label map."""
+    lowest: float
+    """The smallest of the particles' own segmentations."""
+    highest: float
+    """The largest."""
+
+
+@dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A label map on the image's own grid."""
+    """What a committee says of an image: a label map on the image's own grid, and how sure it is of it."""
 
     labels: NDArray[np.uint8]
     """(X, Y, Z), the task's values."""
+    bands: NDArray[np.uint8]
+    """(X, Y, Z), the values of ``bands.BANDS``."""
     affine: NDArray[np.float64]
     """(4, 4), voxel to RAS millimetres, the image's own."""
+    volumes: dict[str, Volume]
+    """Of each structure."""
+    features: NDArray[np.float32]
+    """(F,), as scoring stores them."""
 
 
 def sliding_window(task: Task, predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
@@ -47,7 +69,7 @@ def sliding_window(task: Task, predict: Callable[[Tensor], Tensor], image: Tenso
     Returns:
         (K, D, H, W), without the padding.
     """
-    windows = count_windows(task, image.shape[1:])
+    windows = len(cores(task, image.shape[1:]))
     done, logged = 0, time.monotonic()
 
     def counted(x: Tensor) -> Tensor:
@@ -65,26 +87,71 @@ def sliding_window(task: Task, predict: Callable[[Tensor], Tensor], image: Tenso
     return stitched[0]
 
 
-def count_windows(task: Task, shape: Sequence[int]) -> int:
-    """How many windows cover an image of this shape (D, H, W)."""
-    steps = [int(side * (1 - OVERLAP)) for side in task.window]
-    return math.prod(
-        1 + math.ceil(max(0, size - side) / step) for size, side, step in zip(shape, task.window, steps, strict=True)
-    )
+def cores(task: Task, shape: Sequence[int]) -> list[tuple[slice, ...]]:
+    """The part of each window, in its own voxels, that lies nearer to its centre than to any other window's.
+
+    The windows that cover an image of this shape (D, H, W), in the order in which they are predicted. Each of its
+    voxels lies in one core, the padding in none: what is counted there is counted once.
+    """
+    axes = []
+    for size, side in zip(shape, task.window, strict=True):
+        padding = max(0, side - size) // 2
+        step = int(side * (1 - OVERLAP)) if size > side else side
+        starts = [min(start, max(0, size - side)) for start in range(0, max(1, size - side + step), step)]
+        middles = [(before + after + side) // 2 for before, after in itertools.pairwise(starts)]
+        edges = itertools.pairwise([0, *middles, size])
+        axes.append(
+            [slice(a - start + padding, b - start + padding) for start, (a, b) in zip(starts, edges, strict=True)]
+        )
+    return list(itertools.product(*axes))
 
 
 def particle_moments(committee: Committee, x: Tensor) -> Tensor:
     """The committee's running sums on one batch of windows, (B, C + 2, *window); see ``ParticleMoments``."""
     moments = ParticleMoments()
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    for probabilities in committee.probabilities(x):
+    for probabilities in committee.probabilities(_channels_last(x)):
         moments.add(probabilities)
     return moments.stacked()
 
 
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one pass over an image on the task's grid (D, H, W) gives."""
+
+    probabilities: Tensor
+    """(C, D, H, W), the particles' mean."""
+    voxels: Tensor
+    """(M, C): how many voxels each particle by itself gives to each class."""
+    features: NDArray[np.float32]
+    """(F,), the mean bottleneck over particles and windows."""
+
+
+@torch.inference_mode()
+def predict(task: Task, committee: Committee, image: Tensor) -> Prediction:
+    """One sliding-window pass over an image (1, D, H, W) on the task's grid; no volume of it grows with M."""
+    voxels = torch.zeros(len(committee), task.classes, dtype=torch.long, device=image.device)
+    remaining = iter(cores(task, image.shape[1:]))
+
+    def mean(x: Tensor) -> Tensor:
+        core = (0, slice(None), *next(remaining))
+        total: Tensor | None = None
+        for particle, probabilities in enumerate(committee.probabilities(_channels_last(x))):
+            # A particle's own stitched map would be one volume more for each: in overlaps the nearest window decides.
+            own = probabilities[core].max(dim=0).indices  # argmax is slower
+            voxels[particle] += torch.bincount(own.flatten(), minlength=task.classes)
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        return total / len(committee)
+
+    committee.eval()
+    with Bottleneck(committee) as bottleneck:
+        probabilities = sliding_window(task, mean, image)
+    return Prediction(probabilities=probabilities, voxels=voxels, features=bottleneck.features())
+
+
 @torch.inference_mode()
 def segment(task: Task, committee: Committee, path: str) -> Segmentation:
-    """The particle-averaged segmentation of one image on its own grid and affine.
+    """The particle-averaged segmentation of one image on its own grid and affine, and where it is in doubt.
 
     Raises:
         ImageError: the image cannot be used.
@@ -92,20 +159,56 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
     volume = load_volume(path)
     grid = to_grid(task)
     moved = on_grid(task, volume, grid)
-    device = next(committee.parameters()).device
-    image = normalise(task, moved).as_tensor().to(device)
-    committee.eval()
-    probabilities = sliding_window(task, lambda x: committee(x.contiguous(memory_format=torch.channels_last_3d)), image)
-    # Argmax before going back: one label map is moved, not C probability volumes.
+    image = normalise(task, moved).as_tensor().to(next(committee.parameters()).device)
+    prediction = predict(task, committee, image)
+    # Before going back, and both in one: a single map is moved, not the probabilities.
+    codes = torch.cat([_codes(task, slab) for slab in prediction.probabilities.split(SLAB, dim=1)])
     label_map = MetaTensor(
-        probabilities.max(dim=0, keepdim=True).indices.to(torch.float32).cpu(),
+        codes.unsqueeze(0).cpu(),
         affine=moved.affine,
         applied_operations=convert_applied_interp_mode(moved.applied_operations, mode="nearest", align_corners=None),
     )
-    restored = grid.inverse(label_map)
-    labels = restored[0].as_tensor().round().to(torch.uint8).numpy()
-    assert labels.shape == tuple(volume.shape[1:])
-    return Segmentation(labels=labels, affine=np.asarray(volume.affine, dtype=np.float64))
+    restored = grid.inverse(label_map)[0].as_tensor().round().to(torch.int16).numpy()
+    assert restored.shape == tuple(volume.shape[1:])
+    labels = (restored % task.classes).astype(np.uint8)
+    affine = np.asarray(volume.affine, dtype=np.float64)
+    return Segmentation(
+        labels=labels,
+        bands=(restored // task.classes).astype(np.uint8),
+        affine=affine,
+        volumes=_volumes(task, labels, affine, prediction.voxels.cpu().numpy(), np.asarray(moved.affine)),
+        features=prediction.features,
+    )
+
+
+def _codes(task: Task, probabilities: Tensor) -> Tensor:
+    """(D, H, W): class + number of classes * band, as float32, which the way back takes."""
+    codes = probabilities.max(dim=0).indices + task.classes * bands(entropy(probabilities, dim=0))
+    return codes.to(torch.float32)
+
+
+def _volumes(
+    task: Task,
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    voxels: NDArray[np.int64],
+    grid: NDArray[np.float64],
+) -> dict[str, Volume]:
+    """From the label map on the image's own grid, and the particles' counts (M, C) on the task's."""
+    own, each = (abs(np.linalg.det(a[:3, :3])) / 1000 for a in (affine, grid))
+    return {
+        name: Volume(
+            ml=float(np.count_nonzero(labels == value) * own),
+            lowest=float(voxels[:, value].min() * each),
+            highest=float(voxels[:, value].max() * each),
+        )
+        for value, name in enumerate(task.labels, start=1)
+    }
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Measured faster than contiguous tensors on a CPU."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def dice(task: Task, labels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> list[float]:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
+from svgd_label.bands import BANDS
 from svgd_label.errors import UserError
 from svgd_label.images import geometry
 from svgd_label.images.files import HEADER_ROOM, SPACES
@@ -191,6 +192,7 @@ def _read_nrrd(file: Path, shape: tuple[int, ...], _: NDArray[np.float64]) -> _U
             raise LabelError(f"it has {_times(sizes)} values; a single 3-D volume is needed")
         layers = int(np.prod([n for n, is_spatial in zip(sizes, spatial, strict=True) if not is_spatial]))
         if layers != 1:
+            _refuse_bands(name for name, _ in _segments_of(header) or [])
             raise LabelError(f"it has {layers} layers, so segments overlap; let them not overlap and save again")
         sizes = tuple(n for n, is_spatial in zip(sizes, spatial, strict=True) if is_spatial)
         _check_shape(sizes, shape)
@@ -312,6 +314,7 @@ def _lookup(
     named = {known[_plain(name)] for name, _ in segments if _plain(name) in known}
     missing = [label for value, label in enumerate(labels, start=1) if value not in named]
     unknown = [name for name, value in ignored if value in present]
+    _refuse_bands(unknown)
     if unknown and missing:
         raise LabelError(
             f"it has voxels of {', '.join(map(repr, unknown))}, which the task does not know, and no segment "
@@ -321,6 +324,16 @@ def _lookup(
     for name, value in segments:
         lookup[value] = known.get(_plain(name), 0)
     return lookup, [name for name, _ in ignored], missing
+
+
+def _refuse_bands(names: Iterable[str]) -> None:
+    """Bands of doubt, which a viewer shows as segments over the structures: saved with these, they would be holes."""
+    shown = [name for name in names if _plain(name) in BANDS]
+    if shown:
+        raise LabelError(
+            f"its segments {', '.join(map(repr, shown))} show where the committee is unsure and cover the structures "
+            "beneath; delete these segments and save again"
+        )
 
 
 def _present(array: NDArray[np.uint16]) -> set[int]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from svgd_label.pool import Pool
+from svgd_label.pool import Pool, ScoreRow
 
 
 def test_the_labelled_term_is_mean_sum_or_max_without_the_image_itself(pool: Pool) -> None:
@@ -56,3 +56,14 @@ def test_pairs_of_a_file_that_changed_while_they_were_computed_are_not_stored(po
 def test_only_images_with_codes_of_their_present_file_are_coded(pool: Pool) -> None:
     pool.write_codes({"a": np.zeros(8, np.uint8), "b": np.zeros(8, np.uint8)}, {"b": "0:0"})
     assert pool.coded_images() == {"a"}
+
+
+def test_features_are_those_of_one_version_and_of_the_images_asked_for(pool: Pool) -> None:
+    for version, image, value in ((1, "b", 1.0), (1, "a", 2.0), (1, "c", 3.0), (2, "a", 4.0)):
+        features = np.array([value, 0], np.float32)
+        pool.write_score(version, ScoreRow(image, 0.5, 0.5, 0.1, 0.1, features=features))
+    pool.write_score(1, ScoreRow("d", 0.5, 0.5, 0.1, 0.1))
+    assert pool.features(1, "abdj").tolist() == [[2, 0], [1, 0]]
+    assert pool.features(3, "abc").shape[0] == 0
+    pool.content_changed("a")
+    assert pool.features(1, "ab").tolist() == [[1, 0]]

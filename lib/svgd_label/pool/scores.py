@@ -98,6 +98,16 @@ class Scores:
             for row in rows
         ]
 
+    def features(self, version: int, images: Sequence[str]) -> NDArray[np.float32]:
+        """(N, F) of those of these images that a version has scored, by id."""
+        rows = self.database.connection.execute(
+            "SELECT s.features FROM scores s JOIN images i USING (image, fingerprint) WHERE s.version = ? "
+            "AND s.features IS NOT NULL AND s.image IN (SELECT value FROM json_each(?)) ORDER BY s.image",
+            (version, json.dumps(list(images))),
+        )
+        found = [np.frombuffer(row["features"], dtype=np.float32) for row in rows]
+        return np.stack(found) if found else np.zeros((0, 0), np.float32)
+
     def scored_images(self, version: int) -> set[str]:
         """Ids of the rows of ``scores(version)``."""
         rows = self.database.connection.execute(

@@ -36,7 +36,7 @@ from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.mirror import LOOK_SECONDS, series_folder
 from svgd_label.server.dicom.proxy import proxy_routes
 from svgd_label.server.dicom.web import DicomServer
-from svgd_label.server.infer import SVGDInfer
+from svgd_label.server.infer import SVGDInfer, UncertaintyInfer
 from svgd_label.server.scoring import EntropyMI, paths
 from svgd_label.server.sessions import remove_expired
 from svgd_label.server.strategy import RandomStrategy, SVGDStrategy
@@ -48,6 +48,7 @@ from svgd_label.threads import set_thread_policy
 logger = logging.getLogger(__name__)
 
 MODEL = "svgd"
+UNCERTAINTY = "svgd_uncertainty"
 SCORING = "entropy_mi"
 
 
@@ -119,8 +120,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        """The pre-segmentation."""
-        return {MODEL: SVGDInfer(self.committees)}
+        """The pre-segmentation first, because viewers preselect the first; where it is in doubt."""
+        return {MODEL: SVGDInfer(self.committees), UNCERTAINTY: UncertaintyInfer(self.committees)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """The committee's trainer."""
@@ -156,7 +157,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         result = super().infer(request, datastore)
         image, version = request.get("image"), result["params"].get("model_version")
         if version is not None and isinstance(image, str) and self.pool.image_state(image):
-            self.pool.inferred(image, version)
+            if request.get("model") == MODEL:  # bands of a newer version leave the older proposal on the screen
+                self.pool.inferred(image, version)
             if client := request.get("client_id"):
                 self.pool.touch(image, str(client))
         return result

@@ -4,10 +4,10 @@ import logging
 import threading
 import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from svgd_label import checkpoint
 from svgd_label.checkpoint import Checkpoint, CheckpointError, MismatchError
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 KEPT = 3
 """Files of so many versions stay on disk."""
 PROPOSALS = 64
-"""So many segmentations stay in memory, packed: label maps shrink a hundredfold."""
+"""So many segmentations stay in memory, packed: their maps shrink a hundredfold."""
 
 
 class Committees:
@@ -78,8 +78,8 @@ class Committees:
     def segment(self, path: str, version: int | None = None) -> tuple[int, Segmentation] | None:
         """What a model version, the newest unless another is named, proposes for an image; with that version.
 
-        What was proposed before is not computed again: viewers ask twice, and each label that comes back is compared
-        with its proposal while the annotator already waits for the next one.
+        What was proposed before is not computed again: viewers ask twice, then for the doubt, and each label that comes
+        back is compared with its proposal while the annotator already waits for the next one.
 
         Returns:
             None where there is no committee, or where the version named is neither remembered nor the newest.
@@ -124,7 +124,7 @@ class _Proposals:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._packed: OrderedDict[tuple[str, str, int], tuple[tuple[int, ...], NDArray[np.float64], bytes]] = (
+        self._packed: OrderedDict[tuple[str, str, int], tuple[Segmentation, tuple[int, ...], list[bytes]]] = (
             OrderedDict()
         )
 
@@ -133,12 +133,16 @@ class _Proposals:
             found = self._packed.get(key)
         if found is None:
             return None
-        shape, affine, packed = found
-        return Segmentation(np.frombuffer(zlib.decompress(packed), dtype=np.uint8).reshape(shape), affine)
+        bare, shape, packed = found
+        labels, bands = (np.frombuffer(zlib.decompress(part), dtype=np.uint8).reshape(shape) for part in packed)
+        return replace(bare, labels=labels, bands=bands)
 
     def put(self, key: tuple[str, str, int], segmentation: Segmentation) -> None:
-        packed = zlib.compress(np.ascontiguousarray(segmentation.labels).tobytes(), level=1)
+        maps = (segmentation.labels, segmentation.bands)
+        packed = [zlib.compress(np.ascontiguousarray(part).tobytes(), level=1) for part in maps]
+        none = np.zeros((0, 0, 0), np.uint8)
+        bare = replace(segmentation, labels=none, bands=none)
         with self._lock:
-            self._packed[key] = segmentation.labels.shape, segmentation.affine, packed
+            self._packed[key] = bare, segmentation.labels.shape, packed
             while len(self._packed) > PROPOSALS:
                 self._packed.popitem(last=False)

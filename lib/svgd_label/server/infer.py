@@ -1,7 +1,9 @@
-"""The inference task ``svgd``: the particle-averaged segmentation on the image's own grid, as a file for the viewer."""
+"""The inference tasks: the particle-averaged segmentation, and where it is in doubt, as files for the viewer."""
 
+import dataclasses
 import tempfile
 import time
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,31 @@ import nrrd
 import numpy as np
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from numpy.typing import NDArray
 
+from svgd_label.bands import BANDS, first_slice, thresholds
 from svgd_label.images import ImageError
 from svgd_label.inference import Segmentation
 from svgd_label.server.committees import Committees
+from svgd_label.unlike import likeness
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 
 
-class SVGDInfer(InferTask):  # type: ignore[misc]
-    """Segments one image with the newest committee."""
+class CommitteeInfer(InferTask):  # type: ignore[misc]
+    """What both tasks do: one image, the newest committee, one map on the image's own grid."""
 
-    def __init__(self, committees: Committees) -> None:
-        task = committees.task
-        super().__init__(
-            type=InferType.SEGMENTATION,
-            labels={name: value for value, name in enumerate(task.labels, start=1)},
-            dimension=3,
-            description=task.description or f"{task.name}: committee of {task.particles} networks trained by SVGD",
-        )
+    def __init__(self, committees: Committees, labels: dict[str, int], description: str) -> None:
+        super().__init__(type=InferType.SEGMENTATION, labels=labels, dimension=3, description=description)
         self.committees = committees
+
+    @abstractmethod
+    def map_of(self, segmentation: Segmentation) -> NDArray[np.uint8]:
+        """The map that goes into the file."""
+
+    @abstractmethod
+    def said_of(self, segmentation: Segmentation, version: int) -> dict[str, Any]:
+        """What is said of it beside names and version."""
 
     def is_valid(self) -> bool:
         """Always on offer: without a committee a request is answered with a sentence, not with noise."""
@@ -56,11 +63,14 @@ class SVGDInfer(InferTask):  # type: ignore[misc]
         if proposed is None:
             raise HTTPException(409, "there is no trained committee yet: save a few labels and train, then ask again")
         version, segmentation = proposed
+        said = self.said_of(segmentation, version)
         segmented = time.monotonic()
-        file = write_segmentation(segmentation, extension, compress=bool(request.get("result_compress", True)))
+        compress = bool(request.get("result_compress", True))
+        file = write_map(self.map_of(segmentation), segmentation.affine, extension, compress=compress)
         return str(file), {
             "label_names": self.labels,
             "model_version": version,
+            **said,
             "latencies": {
                 "infer": round(segmented - started, 3),
                 "write": round(time.monotonic() - segmented, 3),
@@ -69,13 +79,78 @@ class SVGDInfer(InferTask):  # type: ignore[misc]
         }
 
 
-def write_segmentation(segmentation: Segmentation, extension: str, *, compress: bool) -> Path:
+class SVGDInfer(CommitteeInfer):
+    """The task ``svgd``: the structures, how large they are, and whether such an image was ever labelled."""
+
+    def __init__(self, committees: Committees) -> None:
+        task = committees.task
+        super().__init__(
+            committees,
+            labels={name: value for value, name in enumerate(task.labels, start=1)},
+            description=task.description or f"{task.name}: committee of {task.particles} networks trained by SVGD",
+        )
+
+    def map_of(self, segmentation: Segmentation) -> NDArray[np.uint8]:
+        """The structures."""
+        return segmentation.labels
+
+    def said_of(self, segmentation: Segmentation, version: int) -> dict[str, Any]:
+        """``volumes``: ml of each structure; ``unlike_labelled``, once enough labelled images have been scored."""
+        said: dict[str, Any] = {
+            "volumes": {
+                name: {key: round(value, 4) for key, value in dataclasses.asdict(volume).items()}
+                for name, volume in segmentation.volumes.items()
+            }
+        }
+        pool = self.committees.pool
+        found = likeness(segmentation.features, pool.features(version, pool.labelled()))
+        if found is not None:
+            looks = "unlike every one" if found.unlike else "like some"
+            said["unlike_labelled"] = {
+                "unlike": found.unlike,
+                "distance": round(found.distance, 4),
+                "limit": round(found.limit, 4),
+                "words": f"To the committee this image looks {looks} of the {found.labelled} labelled images"
+                + (": check its proposal with care." if found.unlike else "."),
+            }
+        return said
+
+
+class UncertaintyInfer(CommitteeInfer):
+    """The task ``svgd_uncertainty``: bands of doubt instead of structures, from the same pass."""
+
+    def __init__(self, committees: Committees) -> None:
+        super().__init__(
+            committees, labels=dict(BANDS), description="Where the committee is unsure of its segmentation"
+        )
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """As the segmentation; 400 where the bands are to be stored, since they would count as a label."""
+        if request.get("save_label"):
+            raise HTTPException(400, "where the committee is unsure is no label and is not stored as one")
+        return super().__call__(request)
+
+    def map_of(self, segmentation: Segmentation) -> NDArray[np.uint8]:
+        """The bands."""
+        return segmentation.bands
+
+    def said_of(self, segmentation: Segmentation, version: int) -> dict[str, Any]:
+        """``thresholds`` in nats, and the slice to ``look_first`` at, None where there is no doubt."""
+        first = first_slice(segmentation.bands, segmentation.affine)
+        return {
+            "measure": "entropy of the particle average, nats",
+            "thresholds": {name: round(nats, 4) for name, nats in thresholds().items()},
+            "look_first": None if first is None else dataclasses.asdict(first),
+        }
+
+
+def write_map(values: NDArray[np.uint8], affine: NDArray[np.float64], extension: str, *, compress: bool) -> Path:
     """A temporary file in the viewer's format; the caller removes it."""
     with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as file:
         path = Path(file.name)
     if extension == ".nrrd":
         # NRRD counts in LPS, NIfTI in RAS millimetres.
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ segmentation.affine
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
         header = {
             "space": "left-posterior-superior",
             "kinds": ["domain", "domain", "domain"],
@@ -83,7 +158,7 @@ def write_segmentation(segmentation: Segmentation, extension: str, *, compress: 
             "space origin": affine[:3, 3],
             "encoding": "gzip" if compress else "raw",
         }
-        nrrd.write(str(path), segmentation.labels, header)
+        nrrd.write(str(path), values, header)
     else:
-        nibabel.save(nibabel.Nifti1Image(segmentation.labels, segmentation.affine), path)
+        nibabel.save(nibabel.Nifti1Image(values, affine), path)
     return path

@@ -1,6 +1,7 @@
 """A headless Chromium, driven over a pipe by its own protocol: opens pages, runs scripts, hears their errors."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ class Browser:
         to_browser, from_browser = os.fdopen(here_in, "wb"), os.fdopen(here_out, "rb")
 
         def take_pipes() -> None:  # the protocol's numbers are 3 and 4
-            read, write = os.dup(its_out), os.dup(its_in)
+            read, write = (fcntl.fcntl(pipe, fcntl.F_DUPFD, 10) for pipe in (its_out, its_in))
             os.dup2(read, 3)
             os.dup2(write, 4)
 
@@ -89,8 +90,8 @@ class Browser:
         text = {"Enter": "\r"}.get(key)
         code = {"Tab": 9, "Enter": 13}[key]
         down = {"text": text} if text else {}
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **down)
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **down)
+        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol, and its result; events that come before it are looked at."""

@@ -28,7 +28,7 @@ from svgd_label.device import default_device
 from svgd_label.errors import UserError
 from svgd_label.inference import dice
 from svgd_label.pool import Database, OutdatedVersion, Pool
-from svgd_label.server import routes
+from svgd_label.server import login, routes
 from svgd_label.server.auto_train import AutoTrain
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
@@ -146,6 +146,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
 
         dicom = self._dicom
         page = page_routes(self.pool, self.task, self.init_trainers()[MODEL], self.auto_train, ohif=dicom is not None)
+        login.accept_tokens()
         routes.install(app, page, *([] if dicom is None else [proxy_routes(dicom)]))
         super().on_init_complete()
         if isinstance(self._datastore, DicomDatastore):

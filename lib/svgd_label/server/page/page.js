@@ -127,8 +127,6 @@ const postJson = (path, body) =>
 
 function showLogin() {
   sessionStorage.removeItem("token");
-  rows.clear();
-  $("images").tBodies[0].replaceChildren();
   $("content").hidden = $("account").hidden = true;
   $("login").hidden = false;
 }
@@ -401,10 +399,8 @@ async function copyAddress() {
 $("slicer").value = new URL("..", location.href).href.replace(/\/$/, "");
 $("login").addEventListener("submit", logIn);
 onClick("logout", () => {
-  showLogin();
-  asked += 1;
-  clearTimeout(timer);
-  say("");
+  sessionStorage.removeItem("token");
+  location.reload(); // so that nothing of what was shown is left
 });
 onClick("copy", copyAddress);
 onClick("start", () => act(() => postJson("../train/svgd", {}), "The training is starting."));

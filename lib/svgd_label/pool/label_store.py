@@ -146,6 +146,17 @@ class LabelStore:
         rows = self._database.connection.execute("SELECT image FROM labels WHERE tag = ? ORDER BY image", (FINAL,))
         return [row["image"] for row in rows]
 
+    def saved_since(self, moment: float) -> int:
+        """How many images have a final label that was saved after ``moment``, in seconds since the epoch.
+
+        A label that was dropped into the folder counts by the time of its file.
+        """
+        found = self._database.connection.execute(
+            "SELECT COUNT(*) FROM labels JOIN images USING (image) WHERE tag = ? AND saved > ? AND present = 1",
+            (FINAL, moment),
+        )
+        return int(found.fetchone()[0])
+
     def versions(self, image: str | None = None) -> list[LabelVersion]:
         """All versions of one image's labels, or of all, oldest first."""
         rows = self._database.connection.execute(

@@ -63,7 +63,7 @@ class NextSample:
                 connection.execute("DELETE FROM leases WHERE image = ?", (image,))
                 connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (client, image, now))
             connection.execute("DELETE FROM skips WHERE client = ? AND at <= ?", (client, now - SKIP_SECONDS))
-            values = {"client": client, "expired": now - self._lease_seconds}
+            values = {"client": client, "expired": self.expired()}
             for stage in (_RANDOM, _STAGES[-1]) if random else _STAGES:
                 row = connection.execute(stage, values).fetchone()
                 if row is not None:
@@ -73,6 +73,19 @@ class NextSample:
                     return self._proposal(connection, row, random=random)
         return None
 
+    def peek(self) -> Proposal | None:
+        """What somebody who comes now for the first time would get; it is leased to nobody."""
+        connection = self._database.connection
+        for stage in _STAGES[:-1]:  # the last one is for those who have skipped something
+            row = connection.execute(stage, {"client": "", "expired": self.expired()}).fetchone()
+            if row is not None:
+                return self._proposal(connection, row, random=False)
+        return None
+
+    def expired(self) -> float:
+        """A lease that was last renewed at this time, or before, has ended."""
+        return self._clock() - self._lease_seconds
+
     def touch(self, image: str, client: str) -> bool:
         """Renews the client's lease, or takes one that nobody else holds; False where somebody does.
 
@@ -81,7 +94,7 @@ class NextSample:
         now = self._clock()
         with self._database.transaction() as connection:
             lease = connection.execute("SELECT client, renewed FROM leases WHERE image = ?", (image,)).fetchone()
-            if lease is not None and lease["client"] != client and lease["renewed"] > now - self._lease_seconds:
+            if lease is not None and lease["client"] != client and lease["renewed"] > self.expired():
                 return False
             if lease is not None and lease["client"] == client:
                 connection.execute("UPDATE leases SET renewed = ? WHERE image = ?", (now, image))
@@ -101,7 +114,7 @@ class NextSample:
     def leased(self) -> dict[str, str]:
         """Image -> client, of all leases that are alive."""
         rows = self._database.connection.execute(
-            "SELECT image, client FROM leases WHERE renewed > ?", (self._clock() - self._lease_seconds,)
+            "SELECT image, client FROM leases WHERE renewed > ?", (self.expired(),)
         )
         return {row["image"]: row["client"] for row in rows}
 

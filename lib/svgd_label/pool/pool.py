@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from svgd_label.pool.database import Database
 from svgd_label.pool.next_sample import NextSample
+from svgd_label.pool.overview import Overview
 from svgd_label.pool.records import Acquisition, Proposal, RankingRow, Summary, TrainingCase
 from svgd_label.pool.scores import Scores
 
@@ -48,6 +49,7 @@ class Pool(Scores):
         self._max_frequency = max_frequency
         self._clock = clock
         self._next = NextSample(database, lease_minutes * 60.0, clock)
+        self.overview = Overview(database, self._next)
 
     # Labels and frequencies
 
@@ -237,7 +239,7 @@ class Pool(Scores):
         with self.database.transaction() as connection:
             done = connection.execute("SELECT * FROM acquisitions WHERE version = ?", (version,)).fetchone()
             if done is not None:
-                return _acquisition(done)
+                return Acquisition.read(done)
             last = connection.execute("SELECT MAX(version) AS version FROM acquisitions").fetchone()["version"]
             if last is not None and last > version:
                 raise OutdatedVersion(f"version {last} has acquired; {version} is too old")
@@ -263,14 +265,15 @@ class Pool(Scores):
                 "INSERT INTO acquisitions VALUES (NULL, ?, ?, ?, ?, ?, ?)",
                 (version, self._clock(), strategy, *lists),
             )
-            return _acquisition(
+            return Acquisition.read(
                 connection.execute("SELECT * FROM acquisitions WHERE version = ?", (version,)).fetchone()
             )
 
     def acquisitions(self) -> list[Acquisition]:
         """The history of active steps, oldest first."""
         return [
-            _acquisition(row) for row in self.database.connection.execute("SELECT * FROM acquisitions ORDER BY step")
+            Acquisition.read(row)
+            for row in self.database.connection.execute("SELECT * FROM acquisitions ORDER BY step")
         ]
 
     def queue(self) -> list[str]:
@@ -390,15 +393,3 @@ class Pool(Scores):
             done = connection.execute(f"UPDATE images SET {column} = ? WHERE image = ?", (value, image))
             if done.rowcount == 0:
                 raise KeyError(image)
-
-
-def _acquisition(row: sqlite3.Row) -> Acquisition:
-    return Acquisition(
-        step=row["step"],
-        version=row["version"],
-        at=row["at"],
-        strategy=row["strategy"],
-        picks=json.loads(row["picks"]),
-        annotated=json.loads(row["annotated"]),
-        repeated=json.loads(row["repeated"]),
-    )

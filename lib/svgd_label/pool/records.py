@@ -1,5 +1,7 @@
 """What the pool returns and takes: small frozen records."""
 
+import json
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Source = Literal["queue", "ranking", "first", "random"]
+Status = Literal["unlabelled", "leased", "labelled", "validation", "flagged", "unscorable"]
+Column = Literal["rank", "image", "status", "frequency", "score", "entropy", "mutual_information"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,12 @@ class Acquisition:
     annotated: list[str]
     repeated: list[str]
 
+    @classmethod
+    def read(cls, row: sqlite3.Row) -> "Acquisition":
+        """From a row of the table ``acquisitions``."""
+        lists = {name: json.loads(row[name]) for name in ("picks", "annotated", "repeated")}
+        return cls(step=row["step"], version=row["version"], at=row["at"], strategy=row["strategy"], **lists)
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -89,3 +99,42 @@ class Summary:
     model_version: int | None
     ranking_version: int | None
     acquisitions: int
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One line of the table of images; ``why`` says who holds it, or what is wrong with it."""
+
+    image: str
+    fingerprint: str
+    study: str | None
+    """StudyInstanceUID, where the image comes from a DICOM server."""
+    status: Status
+    why: str | None
+    frequency: int
+    queue_position: int | None
+    rank: int | None
+    score: float | None
+    entropy: float | None
+    mutual_information: float | None
+    coded: int
+    """1 where it has grey-level codes, of which a small picture can be made; else 0."""
+
+
+@dataclass(frozen=True)
+class ProposedDice:
+    """Dice between what one model version proposed and what annotators made of it, over so many saved labels."""
+
+    labels: int
+    mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model version."""
+
+    version: int
+    created: float
+    metrics: dict[str, Any]

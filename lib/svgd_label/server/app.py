@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 from monailabel.config import settings
+from monailabel.endpoints.train import run_model
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
@@ -27,7 +28,8 @@ from svgd_label.device import default_device
 from svgd_label.errors import UserError
 from svgd_label.inference import dice
 from svgd_label.pool import Database, OutdatedVersion, Pool
-from svgd_label.server import routes
+from svgd_label.server import login, routes
+from svgd_label.server.auto_train import AutoTrain
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
@@ -37,6 +39,7 @@ from svgd_label.server.dicom.mirror import LOOK_SECONDS, series_folder
 from svgd_label.server.dicom.proxy import proxy_routes
 from svgd_label.server.dicom.web import DicomServer
 from svgd_label.server.infer import SVGDInfer, UncertaintyInfer
+from svgd_label.server.page import page_routes
 from svgd_label.server.scoring import EntropyMI, paths
 from svgd_label.server.sessions import remove_expired
 from svgd_label.server.strategy import RandomStrategy, SVGDStrategy
@@ -98,6 +101,9 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             # The server would print a page of traceback below the sentence.
             logging.getLogger("uvicorn.error").addFilter(lambda record: "Traceback" not in record.getMessage())
             raise SystemExit(f"Error: {error}") from None
+        self.auto_train = AutoTrain(
+            self.settings.auto_train, self.pool, self._datastore.labels, functools.partial(run_model, MODEL)
+        )
         # A next-sample request reads and never computes; what is to be scored is seen at start and by the watcher.
         self._auto_update_scoring = False
 
@@ -139,7 +145,10 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """In the server, once: routes, warm-up, and whatever a killed server left unscored."""
         from monailabel.app import app  # the module that is just being started; earlier it would start itself
 
-        routes.install(app, *([] if self._dicom is None else [proxy_routes(self._dicom)]))
+        dicom = self._dicom
+        page = page_routes(self.pool, self.task, self.init_trainers()[MODEL], self.auto_train, ohif=dicom is not None)
+        login.accept_tokens()
+        routes.install(app, page, *([] if dicom is None else [proxy_routes(dicom)]))
         if not settings.MONAI_LABEL_CORS_ORIGINS:  # fixed before an app is loaded, so it can only be told
             logger.warning(
                 "web pages of every origin may call this server, on every address it listens on: SECURITY.md says how "
@@ -149,6 +158,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         if isinstance(self._datastore, DicomDatastore):
             self._datastore.start()
         self._in_background(self._warm_up)
+        self.auto_train.start()
         # A killed server may have acknowledged a label that its ranking does not know of yet.
         self._in_background(self._folder_changed)
 
@@ -167,6 +177,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """A new label changes the similarity to the labelled set at once; picks stay until the next training."""
         self._in_background(self._refresh)
         self._in_background(functools.partial(self._compare, image_id))
+        self.auto_train.consider()
 
     def on_flag(self, image: str) -> None:
         """An image that left or came back changes the pool, so the ranking; it may not have been scored yet."""
@@ -216,6 +227,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             self._refresh()
             with self._catching_up:
                 self._catch_up()
+            self.auto_train.consider()
 
     def _catch_up(self) -> None:
         """The order before scores, and a scoring run where the newest version has not scored everything."""

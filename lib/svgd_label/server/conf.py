@@ -36,6 +36,8 @@ class Conf(BaseModel):
     """Of weights, order, augmentation and random strategies."""
     scoring_limit: Annotated[int, Field(ge=1)] = 1000
     """On CPU, at most so many unlabelled images are scored for one model version."""
+    auto_train: Annotated[int, Field(ge=0)] = 0
+    """Trains by itself when so many images have a label that the last training did not see; 0: never."""
 
     @field_validator("strategy")
     @classmethod

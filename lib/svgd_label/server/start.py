@@ -220,7 +220,8 @@ def _welcome(studies: str, task: str, host: str, port: int) -> str:
         "What to open:",
         *([f"  OHIF        {address}/ohif/"] if is_web(studies) else []),
         f"  3D Slicer   module MONAI Label, server {address}, then 'Next Sample'",
-        f"  Browser     {address}/ lists everything the server can do, and tries it",
+        f"  Browser     {address}/svgd/ shows where the study stands: next image, ranking, training",
+        f"              {address}/ lists everything the server can do, and tries it",
     ]
     lines += [
         "",

@@ -85,6 +85,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         committee = warm.committee if warm else checkpoint.new_committee(task, seed=seed)
         committee.to(device)
 
+        started = time.time()  # a label that is saved from here on is one for the next training
         cases = [self._case(datastore, case.image, case.frequency) for case in pool.training_list()]
         validation = [self._case(datastore, image, 1) for image in pool.validation_list()]
         logger.info(
@@ -94,7 +95,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         )  # fmt: skip
         stats: dict[str, Any] = {
             "version": version,
-            "started": time.time(),
+            "started": started,
             "process": os.getpid(),
             "training_list": {case.id: case.frequency for case in cases},
             "validation_list": [case.id for case in validation],
@@ -118,6 +119,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
             version,
             file,
             {
+                "started": started,
                 "steps": result.steps,
                 "seconds": round(result.seconds, 1),
                 "loss": result.loss,

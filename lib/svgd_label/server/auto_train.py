@@ -1,0 +1,75 @@
+"""Training as labels come in: started by the server itself after so many new ones, once nothing else is running."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from monailabel.utils.async_tasks.utils import tasks
+
+from svgd_label.pool import LabelStore, Pool
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+
+
+class AutoTrain:
+    """Starts a training when ``every`` images have a final label that is newer than the last training.
+
+    A first label and a correction count alike, an image once however often it was corrected. What is new stands in the
+    state store, so a restart forgets nothing. A training that was stopped or failed counts as well until the server is
+    started again: nobody wants to stop it twice.
+
+    Args:
+        every: so many labels; 0 for never.
+        pool, labels: where it stands what was trained on and what was saved.
+        start: starts a training beside the server and returns.
+    """
+
+    def __init__(self, every: int, pool: Pool, labels: LabelStore, start: Callable[[], Any]) -> None:
+        self.every = every
+        self._pool, self._labels, self._start_training = pool, labels, start
+        self._wanted = threading.Event()
+
+    def start(self) -> None:
+        """Begins to listen to ``consider``: one thread decides, so that two saves at once start one training."""
+        if self.every:
+            threading.Thread(target=self._run, name="auto-train", daemon=True).start()
+
+    def consider(self) -> None:
+        """Labels may have come; returns at once."""
+        self._wanted.set()
+
+    def new_labels(self) -> int:
+        """Images with a label that the last training has not seen."""
+        newest = self._pool.model_version()
+        # The shipped committee, and one of which this is not known, saw none of them.
+        began = 0.0 if newest is None else float(self._pool.model_metrics(newest).get("started", 0.0))
+        if last := tasks("train"):  # of this server; MONAI Label notes the second in which it was asked for
+            began = max(began, datetime.strptime(last[-1]["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp() + 1)
+        return self._labels.saved_since(began)
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            try:
+                self._train_if_due()
+            except Exception:  # as full disks do; the next label is another occasion
+                logger.exception("no training could be started for the new labels")
+
+    def _train_if_due(self) -> None:
+        while (found := self.new_labels()) >= self.every and self._pool.training_list():
+            if not (is_running("train") or is_running("scoring")):
+                logger.info("%d images have new labels: a training starts", found)
+                self._start_training()
+                return
+            time.sleep(_LOOK_SECONDS)
+
+
+def is_running(method: str) -> bool:
+    """Whether a process for ``train`` or ``scoring`` runs beside the server, or waits to."""
+    return any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(method))

@@ -27,7 +27,7 @@ from svgd_label.device import default_device
 from svgd_label.errors import UserError
 from svgd_label.inference import dice
 from svgd_label.pool import Database, OutdatedVersion, Pool
-from svgd_label.server import routes
+from svgd_label.server import ohif, routes
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
@@ -138,7 +138,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """In the server, once: routes, warm-up, and whatever a killed server left unscored."""
         from monailabel.app import app  # the module that is just being started; earlier it would start itself
 
-        routes.install(app, *([] if self._dicom is None else [proxy_routes(self._dicom)]))
+        routes.install(app, *([] if self._dicom is None else [ohif.router, proxy_routes(self._dicom)]))
         super().on_init_complete()
         if isinstance(self._datastore, DicomDatastore):
             self._datastore.start()

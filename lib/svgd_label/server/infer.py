@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from svgd_label.images import ImageError
+from svgd_label.images import ImageError, as_viewed
 from svgd_label.inference import Segmentation
 from svgd_label.server.committees import Committees
 
@@ -74,8 +74,11 @@ def write_segmentation(segmentation: Segmentation, extension: str, *, compress: 
     with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as file:
         path = Path(file.name)
     if extension == ".nrrd":
+        labels, affine = segmentation.labels, as_viewed(segmentation.affine, segmentation.labels.shape)
+        if affine is not segmentation.affine:
+            labels = labels[:, :, ::-1]
         # NRRD counts in LPS, NIfTI in RAS millimetres.
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ segmentation.affine
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
         header = {
             "space": "left-posterior-superior",
             "kinds": ["domain", "domain", "domain"],
@@ -83,7 +86,7 @@ def write_segmentation(segmentation: Segmentation, extension: str, *, compress: 
             "space origin": affine[:3, 3],
             "encoding": "gzip" if compress else "raw",
         }
-        nrrd.write(str(path), segmentation.labels, header)
+        nrrd.write(str(path), labels, header)
     else:
         nibabel.save(nibabel.Nifti1Image(segmentation.labels, segmentation.affine), path)
     return path

@@ -10,7 +10,7 @@ const browser = await chromium.launch({
   args: ['--headless=new', '--no-sandbox', ...WITHOUT_GPU],
 });
 const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
-page.setDefaultTimeout(120_000);
+page.setDefaultTimeout(300_000); // without a GPU and beside a training, a page may take its time
 const errors = [];
 page.on('pageerror', error => errors.push(error.message));
 page.on('dialog', dialog => dialog.accept());

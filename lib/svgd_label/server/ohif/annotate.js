@@ -31,8 +31,17 @@ function choose(name) {
 
 function resize() {
   const value = Number(bar.size.value);
-  bar.size.title = `${value} mm`;
+  bar.millimetres.textContent = `${value} mm`;
   window.commandsManager?.runCommand('setBrushSize', { value, toolNames: Object.values(TOOLS) });
+}
+
+/** Keeps the drawing as it is, for undo. */
+function keep() {
+  const copy = voxels(drawing().volume);
+  undoable.push(copy);
+  while (undoable.length > 1 && undoable.length > Math.min(UNDO_STEPS, UNDO_BYTES / copy.length)) {
+    undoable.shift();
+  }
 }
 
 function beforeStroke(event) {
@@ -40,15 +49,10 @@ function beforeStroke(event) {
     return;
   }
   try {
-    if (!Object.values(TOOLS).includes(activeTool())) {
-      return;
+    if (Object.values(TOOLS).includes(activeTool())) {
+      keep();
+      isDrawn = true;
     }
-    const copy = voxels(drawing().volume);
-    undoable.push(copy);
-    while (undoable.length > 1 && undoable.length > Math.min(UNDO_STEPS, UNDO_BYTES / copy.length)) {
-      undoable.shift();
-    }
-    isDrawn = true;
   } catch (error) {
     report(error); // the stroke itself is OHIF's
   }
@@ -62,11 +66,11 @@ function undo() {
   }
   const before = undoable.pop();
   if (!before) {
-    throw new Failure('There is no stroke left to take back.');
+    throw new Failure('There is nothing left to take back.');
   }
   volume.voxelManager.setCompleteScalarDataArray(before);
   modified(SEGMENTATION);
-  say('The last stroke is taken back.');
+  say('The last change is taken back.');
 }
 
 // Submitting
@@ -124,10 +128,15 @@ async function strategy() {
 }
 
 async function next() {
+  // Asked before the server is: it takes the next request to mean that this image is skipped.
+  if (isDrawn && !window.confirm('Go on without submitting what you have drawn?')) {
+    throw new Failure('Your drawing is still here: submit it, or go on without it.');
+  }
   const sample = await ask('POST', `activelearning/${encodeURIComponent(await strategy())}`, { client_id: CLIENT });
   if (!sample.SeriesInstanceUID) {
     throw new Failure('There is no image left for you: all are labelled, flagged, or in the hands of somebody else.');
   }
+  isDrawn = false;
   remember('why', JSON.stringify([sample.SeriesInstanceUID, sample.why ?? '']));
   // The study comes last, because the panel's own code replaces what stands last.
   const query = `initialSeriesInstanceUID=${sample.SeriesInstanceUID}&StudyInstanceUIDs=${sample.StudyInstanceUID}`;

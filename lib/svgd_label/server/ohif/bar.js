@@ -16,6 +16,8 @@ function onClick(event) {
     event.preventDefault();
     event.stopImmediatePropagation(); // a second connection would make an empty drawing in place of this one
     say('The panel is connected with this server.');
+  } else if (button?.closest('.settingsTable, .modelSelector') && undoable.length) {
+    keep(); // what is drawn is about to be replaced
   }
 }
 
@@ -78,6 +80,7 @@ const STYLE = `
   #svgd-bar :focus-visible { outline: 3px solid #fff; outline-offset: 2px; }
   #svgd-bar label { display: flex; align-items: center; gap: 6px; }
   #svgd-bar input { width: 90px; height: 20px; padding: 0; appearance: auto; background: none; accent-color: #5acce6; }
+  #svgd-bar .mm { min-width: 3em; }
   #svgd-bar output { flex: 1 1 240px; }
   #svgd-bar output.good { color: #7df0a8; }
   #svgd-bar output.bad { color: #ffb4a8; }`;
@@ -94,6 +97,7 @@ function build() {
   bar.Brush = button('Brush', () => choose('Brush'));
   bar.Eraser = button('Eraser', () => choose('Eraser'));
   bar.size = element('input', { type: 'range', min: 1, max: 30, value: 3, oninput: () => act(resize) });
+  bar.millimetres = element('span', { className: 'mm' });
   bar.segment = element('select', { onchange: () =>
     act(() => service('segmentationService', 'setActiveSegment')(SEGMENTATION, Number(bar.segment.value))) });
   bar.undo = button('Undo', undo);
@@ -101,11 +105,10 @@ function build() {
   bar.next = button('Next sample', next);
   bar.said = element('output', {});
   bar.all = element('div', { id: 'svgd-bar', hidden: true },
-    bar.Brush, bar.Eraser, element('label', {}, 'Size', bar.size), element('label', {}, 'Segment', bar.segment),
-    bar.undo, bar.submit, bar.next, bar.said);
-  bar.all.setAttribute('role', 'toolbar');
+    bar.Brush, bar.Eraser, element('label', {}, 'Size', bar.size, bar.millimetres),
+    element('label', {}, 'Segment', bar.segment), bar.undo, bar.submit, bar.next, bar.said);
+  bar.all.setAttribute('role', 'region');
   bar.all.setAttribute('aria-label', 'Annotation');
-  bar.said.setAttribute('aria-live', 'polite');
   // OHIF's shortcuts would take the keys that move a slider or press a button.
   bar.all.addEventListener('keydown', event => event.stopPropagation());
   document.head.append(element('style', { textContent: STYLE }));
@@ -154,11 +157,12 @@ function makeRoom() {
 
 let labels;
 let opened = 0;
+let paintAt = 0;
 /** Keeps the bar in step with OHIF, which tells nobody of its changes of page, tool or segment. */
 async function follow() {
   bar.all.hidden = !isOpen();
   if (bar.all.hidden) {
-    opened = undoable.length = 0;
+    opened = paintAt = undoable.length = 0;
     hasTried = isDrawn = false;
     bar.segment.replaceChildren();
     return;
@@ -187,7 +191,11 @@ async function follow() {
   if (bar.segment.options.length !== offered.length) {
     bar.segment.replaceChildren(...offered.map(([value, name]) => element('option', { value, textContent: name })));
     greet();
-    setTimeout(() => act(() => paint(offered)), 1500); // after the panel, whose colours are often too dark to be seen
+    paintAt = Date.now() + 1500; // after the panel, whose colours are often too dark to be seen
+  }
+  if (paintAt && Date.now() > paintAt) {
+    paint(offered);
+    paintAt = 0;
   }
 }
 

@@ -17,7 +17,7 @@ IN_VENV := .venv/bin/python
 SET_UP := sh .ci/setup
 
 .NOTPARALLEL:
-.PHONY: help serve serve-dicom test quick soak lint lock clean
+.PHONY: help serve serve-dicom test quick e2e soak lint lock clean
 
 help:
 	@echo "make serve                       the server with the sample study, on http://127.0.0.1:8000"
@@ -26,6 +26,7 @@ help:
 	@echo "make serve-dicom DICOM=/path     a DICOM server (Orthanc) on this machine with these files, and OHIF in the browser"
 	@echo "make test                        lint, types and all tests"
 	@echo "make quick                       lint, types and the quick tests, under 3 minutes"
+	@echo "make e2e                         installs Orthanc, Chromium and node where it may, then the tests that need them"
 	@echo "make soak                        100 kills, then eight annotators for 20 minutes; about an hour"
 	@echo "make lock                        the pinned requirements anew, from pyproject.toml"
 	@echo "make clean                       remove .venv and what tools have left; never labels"
@@ -51,6 +52,10 @@ test: lint
 quick: lint
 	$(IN_VENV) -m pytest -m "not slow"
 
+e2e:
+	@$(SET_UP) e2e
+	$(IN_VENV) -m pytest tests/dicom tests/viewers
+
 soak:
 	@$(SET_UP) test
 	$(IN_VENV) tests/durability/soak.py
@@ -60,4 +65,5 @@ lock:
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist lib/svgd_label.egg-info
+	rm -rf tests/viewers/node_modules
 	find lib tests apps benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

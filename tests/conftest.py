@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 WITHOUT_SERVER = importlib.util.find_spec("monailabel") is None
 NO_SERVER = "MONAI Label is not installed: pip install 'svgd-label[server]'"
 NEEDS_SERVER = pytest.mark.skipif(WITHOUT_SERVER, reason=NO_SERVER)
-SERVER_TESTS = {ROOT / "tests" / part for part in ("dicom", "durability", "e2e", "fuzz/test_requests.py", "server")}
+SERVER_TESTS = {
+    ROOT / "tests" / part for part in ("dicom", "durability", "e2e", "fuzz/test_requests.py", "server", "viewers")
+}
 
 
 class Skipped(pytest.Collector):

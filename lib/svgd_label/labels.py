@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from svgd_label.bands import BANDS
 from svgd_label.errors import UserError
-from svgd_label.images import geometry
+from svgd_label.images import as_viewed, geometry
 from svgd_label.images.files import HEADER_ROOM, SPACES
 
 BACKGROUND = "background"
@@ -155,7 +155,8 @@ def _read_raw(file: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -
     dtype = RAW_TYPES.get(size // voxels)
     if size % voxels or dtype is None:
         raise LabelError(f"{size} bytes do not hold {_times(shape)} = {voxels} voxels of 1, 2 or 4 bytes")
-    return _Upload(np.fromfile(file, dtype=dtype).reshape(shape, order="F"), affine)
+    # A page with OHIF in it sends them.
+    return _Upload(np.fromfile(file, dtype=dtype).reshape(shape, order="F"), as_viewed(affine, shape))
 
 
 def _read_nifti(file: Path, shape: tuple[int, ...], _: NDArray[np.float64]) -> _Upload:

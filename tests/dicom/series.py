@@ -45,12 +45,23 @@ TILTED = Geometry((1, 0, 0), (0, _a, _b), (0, 0, 3.0))
 GEOMETRIES = {"axial": AXIAL, "feet first": FEET_FIRST, "sagittal": SAGITTAL, "oblique": OBLIQUE, "tilted": TILTED}
 
 
-def make_series(folder: Path, geometry: Geometry, *, seed: int = 0, without: int | None = None) -> str:
-    """Writes one file a slice, names and order at random; returns the SeriesInstanceUID."""
+def make_series(
+    folder: Path,
+    geometry: Geometry,
+    *,
+    seed: int = 0,
+    without: int | None = None,
+    voxels: NDArray[np.int16] | None = None,
+    study: str | None = None,
+) -> str:
+    """Writes one file a slice, names and order at random; returns the SeriesInstanceUID.
+
+    ``voxels`` (columns, rows, slices) are noise where they are not given; ``study`` is one of its own.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     columns, rows, slices = geometry.shape
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    study, series, frame = study or generate_uid(), generate_uid(), generate_uid()
     names = list(range(slices))
     random.Random(seed).shuffle(names)
     for k in range(slices):
@@ -77,7 +88,8 @@ def make_series(folder: Path, geometry: Geometry, *, seed: int = 0, without: int
         image.ImageOrientationPatient = [f"{x:.10f}" for x in (*geometry.along, *geometry.down)]
         position = np.array(geometry.origin) + k * np.array(geometry.step)
         image.ImagePositionPatient = [f"{x:.8f}" for x in position]
-        image.PixelData = rng.integers(0, 1000, (rows, columns)).astype("<u2").tobytes()
+        pixels = rng.integers(0, 1000, (rows, columns)) if voxels is None else voxels[:, :, k].T
+        image.PixelData = pixels.astype("<u2").tobytes()
         image.save_as(file, write_like_original=False)
     return str(series)
 

@@ -53,14 +53,17 @@ class Site:
         return np.roll(labels_on_grid(shape, affine, GRID), seed, axis=1)
 
     def save(self, image: str, labels: NDArray[np.uint8]) -> requests.Response:
-        """As a page with OHIF in it saves: the bare voxels, names beside them."""
+        """As a page with OHIF in it saves: the bare voxels, names beside them.
+
+        The series' slices are numbered against the direction in which OHIF puts them.
+        """
         return self.server.request(
             "PUT",
             "/datastore/label",
             params={"image": image},
             files={
                 "params": (None, json.dumps({"label_info": LABEL_INFO, "client_id": "ohif"})),
-                "label": ("label.bin", labels.tobytes(order="F")),
+                "label": ("label.bin", np.flip(labels, axis=2).tobytes(order="F")),
             },
         )
 

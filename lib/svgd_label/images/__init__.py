@@ -64,6 +64,22 @@ def geometry(path: str | Path) -> tuple[tuple[int, int, int], NDArray[np.float64
         return volume.shape, volume.affine
 
 
+def as_viewed(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The affine (4, 4) of the same voxels in the order in which OHIF lays out a series.
+
+    Its slices follow each other along the cross product of a row and a column, whichever way they are numbered; many
+    series are numbered from head to feet, the other way. OHIF takes the voxels of a segmentation as they come, and its
+    page sends them so, both without looking at a header. Where this affine is not ``affine``, the last axis (of
+    ``shape``) is turned round.
+    """
+    if np.linalg.det(affine[:3, :3]) > 0:
+        return affine
+    turned = affine.copy()
+    turned[:3, 3] += (shape[2] - 1) * affine[:3, 2]
+    turned[:3, 2] *= -1
+    return turned
+
+
 def _read(path: Path) -> MetaTensor:
     """(1, X, Y, Z) float32 with its affine in RAS."""
     with _sentences(path):

@@ -28,7 +28,7 @@ from svgd_label.device import default_device
 from svgd_label.errors import UserError
 from svgd_label.inference import dice
 from svgd_label.pool import Database, OutdatedVersion, Pool
-from svgd_label.server import login, routes
+from svgd_label.server import login, ohif, routes
 from svgd_label.server.auto_train import AutoTrain
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
@@ -148,7 +148,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         dicom = self._dicom
         page = page_routes(self.pool, self.task, self.init_trainers()[MODEL], self.auto_train, ohif=dicom is not None)
         login.accept_tokens()
-        routes.install(app, page, *([] if dicom is None else [proxy_routes(dicom)]))
+        routes.install(app, page, *([] if dicom is None else [ohif.router, proxy_routes(dicom)]))
         if not settings.MONAI_LABEL_CORS_ORIGINS:  # fixed before an app is loaded, so it can only be told
             logger.warning(
                 "web pages of every origin may call this server, on every address it listens on: SECURITY.md says how "

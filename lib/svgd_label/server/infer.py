@@ -15,7 +15,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import NDArray
 
 from svgd_label.bands import BANDS, first_slice, thresholds
-from svgd_label.images import ImageError
+from svgd_label.images import ImageError, as_viewed
 from svgd_label.inference import Segmentation
 from svgd_label.server.committees import Committees
 from svgd_label.unlike import likeness
@@ -149,8 +149,11 @@ def write_map(values: NDArray[np.uint8], affine: NDArray[np.float64], extension:
     with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as file:
         path = Path(file.name)
     if extension == ".nrrd":
+        viewed = as_viewed(affine, values.shape)
+        if viewed is not affine:
+            values = values[:, :, ::-1]
         # NRRD counts in LPS, NIfTI in RAS millimetres.
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ viewed
         header = {
             "space": "left-posterior-superior",
             "kinds": ["domain", "domain", "domain"],

@@ -28,6 +28,8 @@ from svgd_label.server.requests import RequestError, TrainRequest
 logger = logging.getLogger(__name__)
 
 TRAINER = "svgd"
+CLIENT_COOKIE = "svgd_client"
+"""By which a browser with OHIF in it is told from others; its panel names no client."""
 _NEVER_AWAITING = (info, datastore, train, scoring, batch_infer, session, logs, ohif)
 # There are no slides to be cut into tiles, and committees come from training. A folder has no DICOM server behind it;
 # with one, a proxy of ours stands before this.
@@ -120,10 +122,10 @@ def run_trainings(params: Parameters = None, run_sync: bool = False) -> Any:
 
 
 def _client(request: Request, params: dict[str, Any], user: User) -> str:
-    """Who asks: told by login, else by the ``client_id`` that is sent, else by the address."""
+    """Who asks: told by login, else by the ``client_id`` that is sent, else by the browser's cookie or the address."""
     login = user.username if settings.MONAI_LABEL_AUTH_ENABLE else None
     address = request.client.host if request.client else None
-    return str(login or params.get("client_id") or address or "anonymous")[:200]
+    return str(login or params.get("client_id") or request.cookies.get(CLIENT_COOKIE) or address or "anonymous")[:200]
 
 
 def _is_in_study(image: str) -> bool:

@@ -1,0 +1,144 @@
+// What the annotator does: draw, take back, submit, go on to the next image.
+
+// Drawing
+
+const undoable = [];
+let isDrawn = false;
+
+function toolGroups() {
+  const get = service('toolGroupService', 'getToolGroup');
+  return service('toolGroupService', 'getToolGroupIds')().map(id => [id, get(id)]);
+}
+
+const activeTool = () => {
+  const { activeViewportId } = service('viewportGridService', 'getState')();
+  return service('toolGroupService', 'getToolGroupForViewport')(activeViewportId)?.getActivePrimaryMouseButtonTool?.();
+};
+
+function choose(name) {
+  drawing();
+  for (const [toolGroupId, group] of toolGroups()) {
+    if (group?.hasTool?.(TOOLS[name])) {
+      window.commandsManager?.runCommand('setToolActive', { toolName: TOOLS[name], toolGroupId });
+    }
+  }
+  if (activeTool() !== TOOLS[name]) {
+    throw new Failure(`This release of OHIF does not offer its ${name.toLowerCase()} here; ${INSTEAD}.`);
+  }
+  resize();
+  say(`${name}: drag with the left mouse button in the image.`);
+}
+
+function resize() {
+  const value = Number(bar.size.value);
+  bar.millimetres.textContent = `${value} mm`;
+  window.commandsManager?.runCommand('setBrushSize', { value, toolNames: Object.values(TOOLS) });
+}
+
+/** Keeps the drawing as it is, for undo. */
+function keep() {
+  const copy = voxels(drawing().volume);
+  undoable.push(copy);
+  while (undoable.length > 1 && undoable.length > Math.min(UNDO_STEPS, UNDO_BYTES / copy.length)) {
+    undoable.shift();
+  }
+}
+
+function beforeStroke(event) {
+  if (!isOpen() || event.button !== 0 || !event.target.closest?.('.cornerstone-viewport-element, .viewport-element')) {
+    return;
+  }
+  try {
+    if (Object.values(TOOLS).includes(activeTool())) {
+      keep();
+      isDrawn = true;
+    }
+  } catch (error) {
+    report(error); // the stroke itself is OHIF's
+  }
+}
+
+function undo() {
+  const { volume } = drawing();
+  const modified = window.cornerstoneTools?.segmentation?.triggerSegmentationEvents?.triggerSegmentationDataModified;
+  if (typeof volume.voxelManager.setCompleteScalarDataArray !== 'function' || typeof modified !== 'function') {
+    throw new Failure('This release of OHIF cannot take a stroke back; use the eraser.');
+  }
+  const before = undoable.pop();
+  if (!before) {
+    throw new Failure('There is nothing left to take back.');
+  }
+  volume.voxelManager.setCompleteScalarDataArray(before);
+  modified(SEGMENTATION);
+  say('The last change is taken back.');
+}
+
+// Submitting
+
+async function submit() {
+  const { labels } = await info();
+  const { segmentation, volume, series, place } = drawing();
+  if (shownSeries() !== series) {
+    throw new Failure('The drawing is of another series than the one you look at: show that one, or reload the page.');
+  }
+  const array = voxels(volume);
+  checkOrder(array, volume, place);
+  const known = structures(segmentation, labels);
+  const present = new Set(array);
+  present.delete(0);
+  const foreign = [...present].find(value => !known.some(([index]) => index === value));
+  if (foreign !== undefined) {
+    const name = segmentation.segments?.[foreign]?.label ?? `segment ${foreign}`;
+    throw new Failure(`The drawing holds '${name}', a label can hold ${labels.join(', ')}: run their segmentation.`);
+  }
+  const empty = 'Nothing is drawn. Submit a label that says that none of the structures is in this image?';
+  if (!present.size && !window.confirm(empty)) {
+    throw new Failure('Nothing was submitted.');
+  }
+  say('Submitting …');
+  const form = new FormData();
+  const names = known.map(([idx, name]) => ({ name, idx }));
+  form.append('params', JSON.stringify({ label_info: names, client_id: CLIENT }));
+  form.append('label', new Blob([array]), 'label.bin');
+  await ask('PUT', `datastore/label?image=${encodeURIComponent(series)}`, form);
+  isDrawn = false;
+  const count = await ask('GET', 'datastore/').catch(() => undefined);
+  const sum = count ? `: ${count.completed} of ${count.total} images are labelled` : '';
+  say(`Label counted${sum}.`, 'good');
+}
+
+/** The server takes voxels without a header, so their order must be the one that it expects. */
+function checkOrder(array, volume, place) {
+  const [first, last] = [place[0], place[place.length - 1]];
+  const [r, c] = [first.rowCosines, first.columnCosines];
+  const normal = [r[1] * c[2] - r[2] * c[1], r[2] * c[0] - r[0] * c[2], r[0] * c[1] - r[1] * c[0]];
+  const way = normal.reduce((sum, n, i) => sum + n * (last.imagePositionPatient[i] - first.imagePositionPatient[i]), 0);
+  const [columns, rows, slices] = volume.dimensions;
+  const isExpected = columns === first.columns && rows === first.rows && slices === place.length && way > 0;
+  if (!isExpected || array.length !== columns * rows * slices) {
+    throw new Failure(`This release of OHIF orders its voxels in a way that the server does not know; ${INSTEAD}.`);
+  }
+}
+
+// The next sample
+
+/** The strategy that the panel's drop-down shows; ours, which the server lists first, until another is chosen. */
+async function strategy() {
+  return recall('strategy') ?? Object.keys((await info()).strategies)[0];
+}
+
+async function next() {
+  // Asked before the server is: it takes the next request to mean that this image is skipped.
+  if (isDrawn && !window.confirm('Go on without submitting what you have drawn?')) {
+    throw new Failure('Your drawing is still here: submit it, or go on without it.');
+  }
+  const sample = await ask('POST', `activelearning/${encodeURIComponent(await strategy())}`, { client_id: CLIENT });
+  if (!sample.SeriesInstanceUID) {
+    throw new Failure('There is no image left for you: all are labelled, flagged, or in the hands of somebody else.');
+  }
+  isDrawn = false;
+  remember('why', JSON.stringify([sample.SeriesInstanceUID, sample.why ?? '']));
+  // The study comes last, because the panel's own code replaces what stands last.
+  const query = `initialSeriesInstanceUID=${sample.SeriesInstanceUID}&StudyInstanceUIDs=${sample.StudyInstanceUID}`;
+  location.assign(`${SERVER}ohif${MODE}?${query}`);
+}

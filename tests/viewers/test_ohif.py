@@ -1,0 +1,279 @@
+"""An annotator's work in OHIF with real clicks: next sample, segmentation, brush, "Submit label", training, again."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom.uid import generate_uid
+from tests.dicom.conftest import free_port
+from tests.e2e.server import Server
+from tests.viewers.browser import Browser, chromium
+from tests.viewers.phantoms import phantom_series
+
+from svgd_label.server.dicom.orthanc import Orthanc
+from svgd_label.server.start import StartError
+
+pytestmark = pytest.mark.slow
+
+PHANTOMS = ("phantom_01", "phantom_02", "phantom_03", "phantom_04", "phantom_05")
+DOWNWARDS = ("phantom_02", "phantom_04")  # their slices are numbered from head to feet
+ONE_STUDY = ("phantom_04", "phantom_05")
+TASK = """\
+name: sample
+labels: [anterior, posterior]
+window: [32, 48, 32]
+network: {name: UNet, arguments: {channels: [4, 8, 16], strides: [2, 2]}}
+particles: 2
+steps: 60
+batch: 2
+learning_rate: 0.01
+queries: 2
+"""
+SAID, NEXT, TABS = "#svgd-bar output", ".monaiLabelPanel button:has-text('Next Sample')", ".monaiLabelPanel .tabs"
+DRAWING = """() => {
+    const volume = window.services.segmentationService.getLabelmapVolume('1');
+    const place = id => window.cornerstone.metaData.get('imagePlaneModule', id).imagePositionPatient;
+    return {
+        voxels: Array.from(volume.voxelManager.getCompleteScalarDataArray()),
+        shape: volume.dimensions,
+        positions: volume.imageIds.map(place),
+        series: window.cornerstone.metaData.get('generalSeriesModule', volume.imageIds[0]).seriesInstanceUID,
+    };
+}"""
+
+
+@dataclass
+class Drawing:
+    """The label map in the page, (X, Y, Z), where each slice lies (LPS mm), and whose it is."""
+
+    voxels: NDArray[np.uint8]
+    positions: list[list[float]]
+    series: str
+
+    def count(self, value: int) -> int:
+        return int((self.voxels == value).sum())
+
+    def assert_lies_as(self, image: nibabel.Nifti1Image) -> None:
+        """Each slice equals the image's, which is found by its place in the patient."""
+        values = np.asarray(image.dataobj).round().astype(np.uint8)
+        for k, (x, y, z) in enumerate(self.positions):
+            first = np.rint(np.linalg.inv(image.affine) @ [-x, -y, z, 1]).astype(int)
+            assert tuple(first[:2]) == (0, 0), "the first pixel of a slice is the first voxel of a plane"
+            np.testing.assert_array_equal(self.voxels[:, :, k], values[:, :, first[2]])
+
+
+class Site:
+    """Orthanc with phantoms, the server on it, and an annotator's browser."""
+
+    def __init__(self, folder: Path, orthanc: Orthanc, browser: Browser) -> None:
+        self.browser = browser
+        (folder / "task.yaml").write_text(TASK, encoding="utf-8")
+        study = generate_uid()
+        self.series = {
+            name: phantom_series(
+                folder / name, name, downwards=name in DOWNWARDS, study=study if name in ONE_STUDY else None
+            )
+            for name in PHANTOMS
+        }
+        for name in PHANTOMS:
+            orthanc.load(folder / name)
+        self.server = Server(
+            folder,
+            {"task": str(folder / "task.yaml"), "state": str(folder / "state"), "validation": "none"},
+            source=orthanc.url,
+            environment={"MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": "MR"})},
+        )
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.server.request("GET", "/datastore/").json()
+        return found
+
+    def label(self, image: str) -> nibabel.Nifti1Image:
+        """The final label as the server gives it out."""
+        content = self.server.request("GET", "/datastore/label", params={"label": image, "tag": "final"}).content
+        return nibabel.Nifti1Image.from_bytes(gzip.decompress(content))
+
+    def open(self, name: str) -> None:
+        """OHIF with one phantom, by its address."""
+        study = self.server.image_info(self.series[name])["StudyInstanceUID"]
+        self.browser.open(f"{self.server.address}/ohif/monai-label?StudyInstanceUIDs={study}")
+        self.connected()
+
+    def connected(self) -> None:
+        """Until the panel has connected by itself and the bar offers the task's structures."""
+        self.browser.run("await page.waitForSelector(argument)", TABS)
+        self.browser.wait("() => document.querySelectorAll('#svgd-bar option').length === 2")
+
+    def drawing(self) -> Drawing:
+        found = self.browser.inside(DRAWING)
+        voxels = np.array(found["voxels"], np.uint8).reshape(found["shape"], order="F")
+        return Drawing(voxels, found["positions"], found["series"])
+
+    def segment(self) -> Drawing:
+        """Presses "Run" and waits until the segmentation is shown."""
+        self.browser.click(".modelSelector button")
+        self.browser.run("await page.waitForSelector('text=Running Segmentation - Successful')")
+        return self.drawing()
+
+    def stroke(self, tool: str, segment: str) -> Drawing:
+        """Drags once through the middle of the axial image; the drawing after that."""
+        browser = self.browser
+        browser.click(f"#svgd-bar button:has-text('{tool}')")
+        browser.run("await page.selectOption('#svgd-bar select', { label: argument })", segment)
+        before = self.drawing().voxels
+        box = browser.run("return page.locator('.viewport-element').first().boundingBox()")
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        browser.drag((x - 15, y), (x + 15, y))
+        self.server.wait_for(lambda: (self.drawing().voxels != before).any(), "a stroke", seconds=60)
+        return self.drawing()
+
+    def said(self, sentence: str) -> None:
+        """Until the bar says it."""
+        self.browser.wait(
+            "([bar, sentence]) => document.querySelector(bar).textContent.includes(sentence)", [SAID, sentence]
+        )
+
+    def proposals(self) -> list[str]:
+        """The lines of the log that tell who was offered what."""
+        return [line for line in self.server.log().splitlines() if "next sample for " in line]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    chromium()
+    folder = tmp_path_factory.mktemp("ohif")
+    try:
+        orthanc = Orthanc(folder / "orthanc", free_port())
+    except StartError as error:
+        pytest.skip(str(error))
+    with orthanc.running():
+        browser = Browser(folder / "pictures")
+        site = Site(folder, orthanc, browser)
+        try:
+            site.server.start()
+            site.server.wait_for(lambda: site.status()["total"] == len(PHANTOMS), "all series", seconds=60)
+            yield site
+        finally:
+            browser.close()
+            site.server.kill()
+
+
+def test_the_whole_journey(site: Site) -> None:
+    browser, server = site.browser, site.server
+
+    # A study from OHIF's own list
+    browser.open(f"{server.address}/ohif/")
+    browser.click("text=Confirm and Hide")
+    browser.picture("1 list")
+    browser.run("await page.locator('tr', { hasText: 'DOE' }).first().click()")
+    browser.click("a:has-text('MONAI Label')")
+    site.connected()
+    browser.picture("2 connected")
+    assert browser.run("return page.inputValue('#monailabelServerURL')") == f"{server.address}/"
+
+    # An address that is none, typed into the panel's box
+    browser.run("await page.fill('#monailabelServerURL', 'nonsense')")
+    browser.press("Tab")
+    site.said("its address is back in the box")
+    assert browser.run("return page.inputValue('#monailabelServerURL')") == f"{server.address}/"
+    browser.click(".settingsTable button")
+    site.said("The panel is connected")
+
+    # No committee yet, so an image of the first order is labelled by hand
+    browser.click(".monaiLabelPanel .tab-label:has-text('Active Learning')")
+    assert browser.run("return page.inputValue('.monaiLabelPanel .optionsTable select')") == "svgd"
+    browser.picture("3 next sample")
+    browser.click(NEXT)
+    site.said("No model has ranked it yet")
+    site.connected()
+    first = site.drawing().series
+    assert f"'id': '{first}'" in site.proposals()[-1]
+    assert "for browser-" in site.proposals()[-1]
+    assert "'from': 'first'" in site.proposals()[-1]
+
+    drawn = site.stroke("Brush", "anterior")
+    assert drawn.count(1) > 0 and drawn.count(2) == 0
+    both = site.stroke("Brush", "posterior")
+    assert both.count(2) > 0
+    erased = site.stroke("Eraser", "posterior")
+    assert erased.count(2) < both.count(2)
+    browser.click("#svgd-bar button:has-text('Undo')")
+    site.said("taken back")
+    np.testing.assert_array_equal(site.drawing().voxels, both.voxels)
+    browser.picture("4 drawn")
+
+    # A server that is away for a moment
+    browser.run("await page.route('**/datastore/label*', route => route.abort(), { times: 1 })")
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("The server does not answer. Nothing is lost")
+    browser.picture("5 not sent")
+    np.testing.assert_array_equal(site.drawing().voxels, both.voxels)
+    assert site.status()["completed"] == 0
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Label counted: 1 of 5 images are labelled.")
+    browser.picture("6 submitted")
+    assert site.status()["completed"] == 1
+    both.assert_lies_as(site.label(first))
+
+    # Training, asked for in the panel
+    browser.click(".monaiLabelPanel .tab-label:has-text('Active Learning')")
+    browser.click("button:has-text('Update Model')")
+    server.wait_for(server.train_stats, "the training's start")
+    browser.picture("7 training")
+    server.wait_training()
+    assert server.train_stats()["status"] == "done", server.log_tail()
+
+    # The next one is ranked, and not the one that is done; by keyboard
+    browser.run("await page.focus(\"#svgd-bar button:has-text('Next sample')\")")
+    browser.press("Enter")
+    site.said("with model version 1")
+    site.connected()
+    second = site.drawing().series
+    assert second != first
+    assert "'from': 'queue'" in site.proposals()[-1]
+    proposed = site.segment()
+    assert proposed.count(1) + proposed.count(2) > 0
+    proposed.assert_lies_as(server.infer(second)[0])
+    browser.picture("8 segmented")
+    corrected = site.stroke("Brush", "posterior")
+    browser.picture("9 corrected")
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Label counted: 2 of 5 images are labelled.")
+    corrected.assert_lies_as(site.label(second))
+    info = server.request("GET", "/datastore/label/info", params={"label": second, "tag": "final"}).json()
+    assert info["client_id"].startswith("browser-")
+
+    # Chance, for who really chooses it; the choice outlives the page
+    browser.click(".monaiLabelPanel .tab-label:has-text('Active Learning')")
+    browser.run("await page.selectOption('.monaiLabelPanel .optionsTable select', 'random')")
+    browser.click(NEXT)
+    site.said("Chosen at random")
+    site.connected()
+    assert site.drawing().series not in (first, second)
+    assert "'from': 'random'" in site.proposals()[-1]
+    assert browser.run("return page.inputValue('.monaiLabelPanel .optionsTable select')") == "random"
+
+
+@pytest.mark.parametrize("name", ["phantom_01", "phantom_02"])
+def test_slices_lie_right_whichever_way_they_are_numbered(site: Site, name: str) -> None:
+    site.open(name)
+    shown = site.segment()
+    assert shown.series == site.series[name]
+    assert shown.count(1) + shown.count(2) > 0
+    shown.assert_lies_as(site.server.infer(site.series[name])[0])
+
+
+@pytest.mark.parametrize("name", ONE_STUDY)
+def test_of_a_study_with_several_series_the_proposed_one_is_shown(site: Site, name: str) -> None:
+    study = site.server.image_info(site.series[name])["StudyInstanceUID"]
+    query = f"initialSeriesInstanceUID={site.series[name]}&StudyInstanceUIDs={study}"
+    site.browser.open(f"{site.server.address}/ohif/monai-label?{query}")
+    site.connected()
+    assert site.drawing().series == site.series[name]

@@ -34,7 +34,8 @@ UP, DOWN, OPEN, FEW = [0.02, 0.01, 0.03], [-0.02, -0.03, -0.01], [0.01, -0.01, 0
         ),
         (
             arm(),
-            "Nothing can be concluded: ours has no baseline (random, random_foreground, clasp_pe) with a seed in common.",
+            "Nothing can be concluded: "
+            "ours has no baseline (random, random_foreground, clasp_pe) with a seed in common.",
         ),
     ],
 )

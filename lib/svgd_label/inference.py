@@ -133,7 +133,7 @@ def predict(task: Task, committee: Committee, image: Tensor) -> Prediction:
     remaining = iter(cores(task, image.shape[1:]))
 
     def mean(x: Tensor) -> Tensor:
-        core = (0, slice(None), *next(remaining))
+        core: tuple[int | slice, ...] = (0, slice(None), *next(remaining))
         total: Tensor | None = None
         for particle, probabilities in enumerate(committee.probabilities(_channels_last(x))):
             # A particle's own stitched map would be one volume more for each: in overlaps the nearest window decides.

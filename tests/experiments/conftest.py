@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,53 @@ def steps(run: Path, arm: str, seed: int = 7) -> list[dict[str, Any]]:
     file = run / arm / f"seed-{seed}" / "steps.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    """Until something is there that a running process makes."""
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def line(step: int, distinct: int, dice: float, *, last: bool = False, **more: Any) -> dict[str, Any]:
+    """A finished step whose five volumes have that mean Dice."""
+    return {
+        "step": step,
+        "distinct": distinct,
+        "mean_dice": dice,
+        "volumes": {f"test_{number}": [dice + 0.01 * (number - 2)] for number in range(5)},
+        "seconds": {"train": 60.0, "measure": 1.0},
+        "unusable": {},
+        "last": last,
+        **more,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Six seeds of two arms, the first better by 0.02 to 0.07, and a third that stops short and is not ended once."""
+    arm = {"strategy": "random", "repeat": None, "task": {}}
+    names = ["entropy_mi", "random", "clasp_pe"]
+    config = {"initial": 10, "budget": 20, "seeds": [*range(6)], "arms": dict.fromkeys(names, arm)}
+    task = {"name": "tiny", "labels": ["one"], "window": [16, 16, 16]}
+    data = {"folder": "/nowhere", "pool": ["a", "b", "c"], "evaluation": [f"test_{number}" for number in range(5)]}
+    made = Run(tmp_path / "made", {**config, "task": task, "data": data, "split": "test"})
+    for seed in range(6):
+        gain = 0.02 + 0.01 * seed
+        tracks = {
+            "full": [line(1, 160, 0.9, last=True)],
+            "random": [line(1, 10, 0.5, queued=["a"]), line(2, 20, 0.7, last=True)],
+            "entropy_mi": [line(1, 10, 0.5 + gain, queued=["b"], repeated=["c"]), line(2, 20, 0.7 + gain, last=True)],
+            "clasp_pe": [line(1, 10, 0.5), line(2, 15, 0.7), line(3, 15, 0.9 - 0.3 * gain, last=seed > 0)],
+        }
+        for name, lines in tracks.items():
+            made.track(name, seed).folder.mkdir(parents=True)
+            for entry in lines:
+                made.track(name, seed).append(entry)
+    return made
 
 
 def small_experiment(folder: Path) -> dict[str, Any]:

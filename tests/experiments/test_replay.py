@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from tests.experiments.conftest import command, saturate, small_experiment, steps
+from tests.experiments.conftest import command, saturate, small_experiment, steps, wait_for
 
 from svgd_label.experiments.experiment import Experiment, ExperimentError, load_experiment
 from svgd_label.experiments.replay import jobs
@@ -82,14 +80,6 @@ def test_a_finished_run_is_not_run_again(finished: Path) -> None:
     run_here(run, jobs(run, run.arms, [7]))
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*")}
     assert {path.name for path in after if after[path] != before.get(path)} == {"summary.json"}
-
-
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 400
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(

@@ -1,15 +1,23 @@
 """Curves, areas and intervals against numbers that can be worked out on paper, and against scipy and its kin."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from tests.experiments.conftest import line
 
 from svgd_label.experiments.run import Run
-from svgd_label.experiments.statistics import aubc, curve, holm, interval, paired_p, summarise
+from svgd_label.experiments.statistics import (
+    areas_by_volume,
+    aubc,
+    bootstrap,
+    curve,
+    holm,
+    interval,
+    paired_p,
+    summarise,
+)
 
 
 def test_the_last_committee_of_a_budget_counts_and_lines_lead_from_one_to_the_next() -> None:
@@ -45,31 +53,38 @@ def test_holms_own_steps() -> None:
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
 
 
-def line(step: int, distinct: int, dice: float, *, last: bool = False) -> dict[str, Any]:
-    return {"step": step, "distinct": distinct, "mean_dice": dice, "last": last}
+def test_the_areas_of_the_volumes_average_to_the_area_of_the_mean_dice() -> None:
+    # Two structures; the second is not in the second volume, and counts with the two others only.
+    volumes = np.array([[[0.2, 0.4], [0.6, np.nan], [0.4, 0.8]], [[0.4, 0.8], [0.8, np.nan], [0.9, 0.9]]])
+    lines = [
+        {"distinct": distinct, "volumes": {str(number): row for number, row in enumerate(values.tolist())}}
+        for distinct, values in zip((10, 12), volumes, strict=True)
+    ]
+    areas = areas_by_volume(lines, [10, 11, 12])
+    assert areas[0].tolist() == pytest.approx([0.3, 0.6])
+    assert np.isnan(areas[1, 1])
+    means = np.nanmean(np.nanmean(volumes, axis=1), axis=1)
+    assert np.nanmean(np.nanmean(areas, axis=0)) == pytest.approx(aubc(means, [10, 11, 12]))
 
 
-@pytest.fixture
-def run(tmp_path: Path, fields: dict[str, Any]) -> Run:
-    """Six seeds of two arms, the first better by 0.02 to 0.07, and a third that stops short and is not ended once."""
-    arm = {"strategy": "random", "repeat": None, "task": {}}
-    names = ["entropy_mi", "random", "clasp_pe"]
-    config = {"initial": 10, "budget": 20, "seeds": [*range(6)], "arms": dict.fromkeys(names, arm)}
-    task = {"name": "tiny", "labels": ["one"], "window": [16, 16, 16]}
-    made = Run(tmp_path, {**config, "task": task})
-    for seed in range(6):
-        gain = 0.02 + 0.01 * seed
-        tracks = {
-            "full": [line(1, 160, 0.9, last=True)],
-            "random": [line(1, 10, 0.5), line(2, 20, 0.7, last=True)],
-            "entropy_mi": [line(1, 10, 0.5 + gain), line(2, 20, 0.7 + gain, last=True)],
-            "clasp_pe": [line(1, 10, 0.5), line(2, 15, 0.7), line(3, 15, 0.9 - 0.3 * gain, last=seed > 0)],
-        }
-        for name, lines in tracks.items():
-            (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
-            for entry in lines:
-                made.track(name, seed).append(entry)
-    return made
+def test_the_bootstrap_of_volumes_that_win_or_not_is_a_binomial() -> None:
+    won = np.repeat([1.0, 0.0], [16, 24])[:, None]
+    expected = stats.binom.ppf([0.025, 0.975], 40, 0.4) / 40
+    assert bootstrap(won) == pytest.approx(expected.tolist())
+    assert bootstrap(np.full((7, 2), 0.25)) == pytest.approx((0.25, 0.25))
+    assert bootstrap(won[:4]) is None
+
+
+def test_the_bootstrap_is_scipys_and_a_structure_counts_where_it_is() -> None:
+    rng = np.random.default_rng(3)
+    differences = rng.normal(0.01, 0.02, size=(30, 2))
+    differences[:20, 1] = np.nan
+
+    def mean(rows: list[int]) -> float:
+        return float(np.nanmean(np.nanmean(differences[rows], axis=0)))
+
+    theirs = stats.bootstrap((range(30),), mean, method="percentile", vectorized=False, n_resamples=4000)
+    assert bootstrap(differences) == pytest.approx(list(theirs.confidence_interval), abs=0.0006)
 
 
 def test_the_summary_pairs_seeds_and_leaves_out_what_has_not_ended(run: Run) -> None:

@@ -20,7 +20,7 @@ from svgd_label.experiments.statistics import BASELINES, Vector, aubc
 INK = "#1b1c1d"
 """Of text and axes: in the page it becomes the colour of the page's text."""
 GREY = "#888888"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#9467bd", "#7f9f00")
+COLOURS = ("#1a86c7", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#9467bd", "#7f9f00")
 """After Okabe and Ito, told apart by those who see red and green alike, then others."""
 DASHES = ("-", "--", "-.", ":")
 FIRST, AGAIN = "#3182bd", "#e6550d"
@@ -143,6 +143,7 @@ def differences(summary: Mapping[str, Any]) -> Figure | None:
         panel.set_ylim(len(members) - 0.4, -0.6)
         panel.set_title(f"compared with {baseline}", fontsize=9, loc="left")
         panel.grid(axis="y", visible=False)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(5))
     panels[-1].set_xlabel("difference in area under the curve (right: better)")
     return figure
 

@@ -1,0 +1,79 @@
+"""The first line of a report claims what the figures allow, and no more."""
+
+from typing import Any
+
+import pytest
+
+from svgd_label.experiments.conclusion import beaten, conclude, evidence
+
+Difference = list[float | None] | None
+
+
+def arm(random: Difference = None, clasp_pe: Difference = None, p: dict[str, float] | None = None) -> dict[str, Any]:
+    return {"vs_random": random, "vs_random_foreground": None, "vs_clasp_pe": clasp_pe, "p_holm": p}
+
+
+def summary(**arms: dict[str, Any]) -> dict[str, Any]:
+    return {"budget": [10, 11, 12], "arms": arms}
+
+
+UP, DOWN, OPEN, FEW = [0.02, 0.01, 0.03], [-0.02, -0.03, -0.01], [0.01, -0.01, 0.03], [0.02, None, None]
+
+
+@pytest.mark.parametrize(
+    ("ours", "sentence"),
+    [
+        (arm(UP, UP, {"random": 0.01, "clasp_pe": 0.02}), "ours beats random and clasp_pe."),
+        (arm(UP, OPEN, {"random": 0.01, "clasp_pe": 0.2}), "ours beats random but is not shown to beat clasp_pe."),
+        (arm(UP, FEW, {"random": 0.01}), "ours beats random; it shares too few seeds with clasp_pe for a claim."),
+        (arm(DOWN, UP, {"random": 0.1, "clasp_pe": 0.01}), "ours does not beat random here, though it beats clasp_pe."),
+        (arm(None, OPEN, {"clasp_pe": 0.2}), "ours is not shown to beat clasp_pe."),
+        (
+            arm(FEW, [-0.01, None, None]),
+            "No claim can be made with fewer than 5 seeds; so far, ours lies above random and not above clasp_pe.",
+        ),
+        (
+            arm(),
+            "Nothing can be concluded: "
+            "ours has no baseline (random, random_foreground, clasp_pe) with a seed in common.",
+        ),
+    ],
+)
+def test_the_sentence_is_that_of_the_intervals(ours: dict[str, Any], sentence: str) -> None:
+    assert conclude(summary(ours=ours, random=arm()), "ours") == sentence
+
+
+@pytest.mark.parametrize(
+    ("random", "p"),
+    [
+        (DOWN, 0.001),  # surely worse
+        (OPEN, 0.2),
+        (UP, 0.051),  # the interval alone is not enough
+        (OPEN, 0.049),  # nor is the p-value
+    ],
+)
+def test_the_first_line_says_so_if_nothing_beats_random(random: list[float | None], p: float) -> None:
+    ours = arm(random, None, {"random": p})
+    assert conclude(summary(ours=ours, other=arm(OPEN), random=arm()), "ours").startswith("Nothing beats random here")
+    assert beaten(ours) == []
+
+
+def test_an_arm_that_was_not_the_claim_is_named_but_claims_nothing() -> None:
+    found = conclude(summary(ours=arm(OPEN, None, {"random": 0.2}), other=arm(UP), random=arm()), "ours")
+    assert found == (
+        "ours does not beat random here; other did, which was not the claim and needs other seeds to be shown."
+    )
+
+
+def test_what_has_not_ended_concludes_nothing() -> None:
+    assert "ours, the arm of the claim, has not ended" in conclude(summary(random=arm()), "ours")
+    assert "only the full-data reference" in conclude(summary(), None)
+    assert evidence(summary(random=arm()), "ours") is None
+
+
+def test_the_figures_stand_behind_the_sentence() -> None:
+    found = evidence(summary(ours=arm(UP, FEW, {"random": 0.012}), random=arm()), "ours")
+    assert found == (
+        "Between 10 and 12 labelled volumes, the mean Dice of ours is 0.0200 above random "
+        "(95 % interval +0.0100 to +0.0300, p 0.012) and 0.0200 above clasp_pe."
+    )

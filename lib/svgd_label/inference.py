@@ -133,11 +133,11 @@ def predict(task: Task, committee: Committee, image: Tensor) -> Prediction:
     remaining = iter(cores(task, image.shape[1:]))
 
     def mean(x: Tensor) -> Tensor:
-        core: tuple[int | slice, ...] = (0, slice(None), *next(remaining))
+        core = next(remaining)
         total: Tensor | None = None
         for particle, probabilities in enumerate(committee.probabilities(_channels_last(x))):
             # A particle's own stitched map would be one volume more for each: in overlaps the nearest window decides.
-            own = probabilities[core].max(dim=0).indices  # argmax is slower
+            own = probabilities[0][(slice(None), *core)].max(dim=0).indices  # argmax is slower
             voxels[particle] += torch.bincount(own.flatten(), minlength=task.classes)
             total = probabilities if total is None else total.add_(probabilities)
         assert total is not None

@@ -339,6 +339,17 @@ def test_an_image_from_the_annotators_side_is_segmented_then_saved_into_the_stud
     assert module.segment("svgd"), "from now on it is an image of the study"
 
 
+def test_a_session_that_has_ended_is_told_so_and_not_taken_for_an_image(server: Server) -> None:
+    client = server.slicer()
+    session = client.create_session(str(SAMPLE / f"{UNLABELLED[3]}.nii.gz"))["session_id"]
+    client.remove_session(session)
+    for image in ("volume", UNLABELLED[3]):
+        with pytest.raises(MONAILabelClientException) as refused:
+            client.infer("svgd", image, {}, session_id=session)
+        assert "Status: 404" in refused.value.msg
+        assert "this session is not known, or has ended: send the image again" in refused.value.msg
+
+
 def test_training_is_stopped_and_started_again_after_each_save(server: Server) -> None:
     module = Module(server, "impatient")
     module.fetch_info()

@@ -64,6 +64,10 @@ def run_inference(
         guards.upload(file)
     elif session_id:
         session_id = guards.session_name(session_id)
+        sessions = app_instance().sessions()
+        if sessions is None or sessions.get_session(session_id) is None:
+            raise HTTPException(404, "this session is not known, or has ended: send the image again")
+        image = ""  # Slicer names its volume besides, which need not be an image of the study
     elif not image:
         raise HTTPException(400, "an image, a file or a session is needed")
     if image and file is None and not _is_in_study(image):

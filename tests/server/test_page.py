@@ -80,8 +80,8 @@ def test_the_state_says_which_image_is_next_and_why(client: TestClient, pool: Po
     assert state["next"]["image"] == ODD[0]
     assert state["next"]["rank"] == 1
     assert state["next"]["words"] == [
-        "The committee is less sure about it than about 75% of the ranked images.",
-        "It is more like the labelled images than 0% of the ranked images are.",
+        "The committee is surer about 75% of the ranked images.",
+        "0% of the ranked images are less like what has been labelled.",
     ]
     assert client.get("/svgd/state").json()["next"]["image"] == ODD[0]
     assert pool.next_image("ann").image == ODD[0]  # type: ignore[union-attr]
@@ -145,7 +145,6 @@ def test_open_pages_do_not_fill_the_access_log() -> None:
 
 
 ASK = """
-import sys, types
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from svgd_label.server.page import page_routes
@@ -161,7 +160,7 @@ with TestClient(app) as client:
 
 def test_with_login_the_shell_is_open_and_its_data_ask_for_the_token() -> None:
     environment = {**os.environ, "MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": "http://127.0.0.1:9"}
-    run = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=900)
     assert run.stdout.split("\n")[-2:] == ["200 200 200 200 401 401", ""], run.stderr
 
 

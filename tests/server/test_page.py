@@ -117,6 +117,19 @@ def test_the_table_is_asked_for_by_column_status_and_text(client: TestClient) ->
         assert client.get("/svgd/state", params=wrong).status_code == 422
 
 
+def test_of_ten_thousand_images_fifty_are_sent(client: TestClient, pool: Pool) -> None:
+    many = [f"image_{number:05}" for number in range(10_000)]
+    with pool.database.transaction() as connection:
+        connection.executemany(
+            "INSERT INTO images (image, name, ext, fingerprint) VALUES (?, ?, '.nii.gz', '1:1')",
+            [(image, f"{image}.nii.gz") for image in many],
+        )
+        pool.replace_ranking(1, [RankingRow(image, 0.5, n / 10_000, 0.5) for n, image in enumerate(many)])
+    table = client.get("/svgd/state", params={"sort": "entropy", "descending": True, "page": 2}).json()["table"]
+    assert (table["total"], table["pages"], table["page"]) == (10_004, 201, 2)
+    assert [row["image"] for row in table["rows"]] == many[-51:-101:-1]
+
+
 def test_a_small_picture_is_the_middle_slice_as_radiologists_look_at_it(client: TestClient, pool: Pool) -> None:
     codes = np.zeros((8, 8, 8), np.uint8)
     codes[7, 7, 4] = 63  # farthest to the patient's right and front, in the middle

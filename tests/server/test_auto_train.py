@@ -78,7 +78,6 @@ def test_it_trains_after_every_two_labels_and_counts_on_over_a_restart(study: St
 
 
 def test_labels_that_come_during_a_training_are_trained_on_after_it(study: Study) -> None:
-    study.server.slicer()
     study.save(0)
     study.server.request("POST", "/train/svgd", json={"steps": 400})
     study.server.wait_training_step()

@@ -34,8 +34,8 @@ class Realm(BaseHTTPRequestHandler):
     """As much of Keycloak as MONAI Label asks for."""
 
     def do_GET(self) -> None:
-        der = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        lines = der.decode().strip().split("\n")[1:-1]
+        pem = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        lines = pem.decode().strip().split("\n")[1:-1]
         host = self.headers["Host"]
         self._answer(200, {"public_key": "".join(lines), "token_endpoint": f"http://{host}/token"})
 

@@ -80,8 +80,8 @@ def test_the_state_says_which_image_is_next_and_why(client: TestClient, pool: Po
     assert state["next"]["image"] == ODD[0]
     assert state["next"]["rank"] == 1
     assert state["next"]["words"] == [
-        "The committee is less sure about it than about 75% of the ranked images.",
-        "It is more like the labelled images than 0% of the ranked images are.",
+        "The committee is surer about 75% of the ranked images.",
+        "0% of the ranked images are less like what has been labelled.",
     ]
     assert client.get("/svgd/state").json()["next"]["image"] == ODD[0]
     assert pool.next_image("ann").image == ODD[0]  # type: ignore[union-attr]
@@ -117,6 +117,19 @@ def test_the_table_is_asked_for_by_column_status_and_text(client: TestClient) ->
         assert client.get("/svgd/state", params=wrong).status_code == 422
 
 
+def test_of_ten_thousand_images_fifty_are_sent(client: TestClient, pool: Pool) -> None:
+    many = [f"image_{number:05}" for number in range(10_000)]
+    with pool.database.transaction() as connection:
+        connection.executemany(
+            "INSERT INTO images (image, name, ext, fingerprint) VALUES (?, ?, '.nii.gz', '1:1')",
+            [(image, f"{image}.nii.gz") for image in many],
+        )
+        pool.replace_ranking(1, [RankingRow(image, 0.5, n / 10_000, 0.5) for n, image in enumerate(many)])
+    table = client.get("/svgd/state", params={"sort": "entropy", "descending": True, "page": 2}).json()["table"]
+    assert (table["total"], table["pages"], table["page"]) == (10_004, 201, 2)
+    assert [row["image"] for row in table["rows"]] == many[-51:-101:-1]
+
+
 def test_a_small_picture_is_the_middle_slice_as_radiologists_look_at_it(client: TestClient, pool: Pool) -> None:
     codes = np.zeros((8, 8, 8), np.uint8)
     codes[7, 7, 4] = 63  # farthest to the patient's right and front, in the middle
@@ -145,7 +158,6 @@ def test_open_pages_do_not_fill_the_access_log() -> None:
 
 
 ASK = """
-import sys, types
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from svgd_label.server.page import page_routes
@@ -161,7 +173,7 @@ with TestClient(app) as client:
 
 def test_with_login_the_shell_is_open_and_its_data_ask_for_the_token() -> None:
     environment = {**os.environ, "MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": "http://127.0.0.1:9"}
-    run = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=900)
     assert run.stdout.split("\n")[-2:] == ["200 200 200 200 401 401", ""], run.stderr
 
 

@@ -224,8 +224,8 @@ function showTraining(training) {
   if (training.status === "training" && training.seconds_left !== undefined)
     pairs.push(["Time left", `about ${duration(training.seconds_left)}`]);
   fill($("training-numbers"), pairs, terms);
-  const labels = `${plural(training.new_labels, "image")} with labels that no training has seen.`;
-  setText($("training-labels"), training.every ? `${labels} At ${training.every}, the server trains by itself.` : labels);
+  const labels = `New labels since the last training: ${training.new_labels}.`;
+  setText($("training-labels"), training.every ? `${labels} At ${training.every}, a training starts by itself.` : labels);
   $("start").setAttribute("aria-disabled", training.running);
   $("stop").setAttribute("aria-disabled", !training.running);
 }

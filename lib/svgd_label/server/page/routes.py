@@ -89,7 +89,7 @@ def _picture(task: Task, codes: NDArray[np.uint8]) -> bytes:
     """
     grid = codes.reshape(mi_shape(task))  # right, front, top
     middle = grid[::-1, ::-1, grid.shape[2] // 2].T
-    grey = (middle.astype(np.float32) * (255 / (task.mi_bins - 1))).astype(np.uint8)
+    grey = (middle.astype(np.uint16) * 255 // (task.mi_bins - 1)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(grey).save(file, "PNG")
     return file.getvalue()

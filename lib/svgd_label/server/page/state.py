@@ -29,9 +29,9 @@ def _words(proposal: Proposal, entropy: float | None, information: float | None)
     """Where the image stands among the ranked ones, of which the shares have less entropy and information."""
     words = []
     if entropy is not None:
-        words.append(f"The committee is less sure about it than about {entropy:.0%} of the ranked images.")
+        words.append(f"The committee is surer about {entropy:.0%} of the ranked images.")
     if information is not None and proposal.mutual_information:  # which is 0 where nothing is labelled
-        words.append(f"It is more like the labelled images than {information:.0%} of the ranked images are.")
+        words.append(f"{information:.0%} of the ranked images are less like what has been labelled.")
     return words
 
 

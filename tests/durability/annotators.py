@@ -51,6 +51,8 @@ class Worker(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.server, self.record, self.end = server, record, end
         self.http = requests.Session()
+        # The server closes a connection that was idle for 5 s, and resets a request that comes just then.
+        self.http.headers["Connection"] = "close"
 
     def run(self) -> None:
         """Works until the end; whatever is raised is recorded."""

@@ -36,7 +36,7 @@ def trainings_left(run: Run, job: Job) -> int:
     if job.kind == FULL:
         return (run.trainings(task) if task.warm_start else 1) - len(steps)
     if not steps:
-        return run.trainings(task) - (0 if run.through_server else 1)  # the shared one
+        return run.trainings(task) - (not run.through_server)  # else the first is the shared one
     return max(1, ceil((run.budget - int(steps[-1]["distinct"])) / task.queries))
 
 

@@ -53,8 +53,9 @@ def jobs(run: Run, arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """What there is to do, seed by seed, so that whole pairs are there as early as can be."""
     found: dict[Path, Job] = {}
     for seed in seeds:
-        for arm in [] if run.through_server else arms:  # a server begins by itself
-            found.setdefault(run.initial_track(arm, seed).folder, Job(INITIAL, arm, seed))
+        for arm in arms:
+            if not run.through_server:  # which trains its first committee itself
+                found.setdefault(run.initial_track(arm, seed).folder, Job(INITIAL, arm, seed))
         for job in (*(Job("arm", arm, seed) for arm in arms), Job(FULL, FULL, seed)):
             found[job.track(run).folder] = job
     return list(found.values())

@@ -42,18 +42,7 @@ def served(studies: Path, task: Path, conf: Mapping[str, object], log: Path) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-c",
-        _SERVE,
-        "serve",
-        "--studies",
-        str(studies),
-        "--task",
-        str(task),
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, "-c", _SERVE, "serve", f"--studies={studies}", f"--task={task}", f"--port={port}"]
     for key, value in conf.items():
         command += ["--conf", f"{key}={value}"]
     # The user's own settings of MONAI Label, as logins and filters, are for his annotators.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.experiments.conftest import line
+from tests.experiments.conftest import line, steps
 from typer.testing import CliRunner
 
 from svgd_label.cli import app
@@ -41,9 +41,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text += data
 
-    def heading(self) -> str:
-        return self.text[self.text.index("}") :]
-
 
 @pytest.fixture(scope="session")
 def written(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,10 +52,13 @@ def written(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_page_needs_nothing_else(written: Path) -> None:
+def test_the_page_needs_nothing_else_and_shows_every_pick(written: Path, finished: Path) -> None:
     page = Page(written / "report.html")
     assert page.tags.count("svg") == 4
-    assert page.tags.count("img") == 3 * 3  # three picks of each of three arms
+    picked = [
+        image for arm in Run.open(finished).arms for step in steps(finished, arm) for image in step.get("queued", [])
+    ]
+    assert page.tags.count("img") == len(picked) >= 6
     assert "script" not in page.tags
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert len(set(page.ids)) == len(page.ids)

@@ -21,10 +21,10 @@ TASK = {
     "labels": ["anterior", "posterior"],
     "spacing": [1, 1, 1],
     "window": [48, 64, 48],
-    "network": {"name": "UNet", "arguments": {"channels": [8, 16, 32], "strides": [2, 2]}},
+    "network": {"name": "UNet", "arguments": {"channels": [4, 8], "strides": [2]}},
     "particles": 2,
-    "steps": 6,
-    "batch": 2,
+    "steps": 3,
+    "batch": 1,
     "queries": 2,
 }
 ARMS = ("entropy_mi_delete", "random")

@@ -71,7 +71,6 @@ def tile(path: Path, classes: int) -> tuple[bytes, float]:
 def _coloured(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W) grey values and structures -> (H, W, 3), each structure tinted in a colour of its own."""
     grey = np.repeat(image[..., None], 3, axis=2).astype(np.float32)
-    colours = np.array([colormaps["Set1"]((value - 1) % 9)[:3] for value in range(1, int(labels.max()) + 1)]) * 255
-    where = labels > 0
-    grey[where] = 0.5 * grey[where] + 0.5 * colours[labels[where] - 1]
+    for value in range(1, int(labels.max()) + 1):
+        grey[labels == value] = 0.5 * grey[labels == value] + 127.5 * np.array(colormaps["Set1"]((value - 1) % 9)[:3])
     return grey.astype(np.uint8)

@@ -73,9 +73,10 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, script: str, *, seconds: float = 60) -> Any:
-        """Waits until an expression is true in the page, and gives its value."""
+        """Waits until an expression is true in the page, and gives its value; what it misses may still be loading."""
+        attempt = f"(() => {{ try {{ return {script}; }} catch {{ return false; }} }})()"
         end = time.monotonic() + seconds
-        while not (value := self.run(script)):
+        while not (value := self.run(attempt)):
             assert time.monotonic() < end, f"waited in vain for {script}; errors: {self.errors}"
             time.sleep(0.1)
         return value

@@ -69,7 +69,7 @@ def test_the_shell_holds_no_data_and_allows_no_script_but_its_own(client: TestCl
     assert client.get("/svgd", follow_redirects=False).headers["location"].endswith("/svgd/")
     linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert sorted(linked) == ["page.css", "page.js"]
-    texts = [page.text, *(client.get(f"/svgd/{file}").text for file in (*linked, "curve.js"))]
+    texts = [page.text, *(client.get(f"/svgd/{file}").text for file in (*linked, "curve.js", "text.js"))]
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", "".join(texts)), "nothing comes from elsewhere"
     assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\b", "".join(texts))
     assert not re.search(r"<script>|\son\w+=|style=", page.text)
@@ -166,7 +166,7 @@ from svgd_label.tasks import load_task
 app = FastAPI()
 app.include_router(page_routes(None, load_task("sample"), None, None, ohif=False))
 with TestClient(app) as client:
-    paths = ("", "page.css", "page.js", "curve.js", "state", "thumbnail?image=a")
+    paths = ("", "page.css", "page.js", "curve.js", "text.js", "state", "thumbnail?image=a")
     print(*(client.get("/svgd/" + path).status_code for path in paths))
 """
 
@@ -174,7 +174,7 @@ with TestClient(app) as client:
 def test_with_login_the_shell_is_open_and_its_data_ask_for_the_token() -> None:
     environment = {**os.environ, "MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": "http://127.0.0.1:9"}
     run = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=900)
-    assert run.stdout.split("\n")[-2:] == ["200 200 200 200 401 401", ""], run.stderr
+    assert run.stdout.split("\n")[-2:] == ["200 200 200 200 200 401 401", ""], run.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 // The page at /svgd/: asks for the state every few seconds and shows what has changed of it.
 // What comes from the server is set as text, never as HTML: names of images may be anything.
 import { drawCurve } from "./curve.js";
+import { duration, fill, make, number, plural, setText, terms, when } from "./text.js";
 
 const PAUSES = { training: 2000, idle: 5000, failed: 10000, hidden: 60000 }; // milliseconds
 const MOST_PICTURES = 500;
@@ -24,43 +25,10 @@ let flagged = ""; // the image that the dialogue is about
 
 const $ = (id) => document.getElementById(id);
 
-// Small helpers
-
-/** Changes nothing where nothing is new, so that selections and screen readers are left in peace. */
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-function make(name, text = "", attributes = {}) {
-  const element = document.createElement(name);
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
-const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-const when = (seconds) => new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-
-function duration(seconds) {
-  if (seconds < 90) return plural(Math.max(1, Math.round(seconds)), "second");
-  return `${Math.round(seconds / 60)} minutes`;
-}
-
 function say(text, fine = false) {
   setText($("notice"), text);
   $("notice").classList.toggle("fine", fine);
 }
-
-/** Fills an element anew where the data it is made of have changed. */
-function fill(element, data, draw) {
-  const key = JSON.stringify(data);
-  if (element.dataset.shown === key) return;
-  element.dataset.shown = key;
-  element.replaceChildren(...draw(data));
-}
-
-const terms = (pairs) => pairs.flatMap(([term, text]) => [make("dt", term), make("dd", text)]);
 
 // The server
 

@@ -21,7 +21,7 @@ from svgd_label.server.page import state
 from svgd_label.server.trainer import SVGDTrainer
 from svgd_label.tasks import Task
 
-_FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js", "curve.js": "curve.js"}
+_FILES = {"": "page.html", **{file: file for file in ("page.css", "page.js", "curve.js", "text.js")}}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",

@@ -137,7 +137,9 @@ class Site:
     def said(self, sentence: str) -> None:
         """Until the bar says it."""
         self.browser.wait(
-            "([bar, sentence]) => document.querySelector(bar).textContent.includes(sentence)", [SAID, sentence]
+            # There is none for a moment, when the page loads anew.
+            "([bar, sentence]) => document.querySelector(bar)?.textContent.includes(sentence)",
+            [SAID, sentence],
         )
 
     def proposals(self) -> list[str]:
@@ -259,6 +261,7 @@ def test_the_whole_journey(site: Site) -> None:
     assert site.drawing().series not in (first, second)
     assert "'from': 'random'" in site.proposals()[-1]
     assert browser.run("return page.inputValue('.monaiLabelPanel .optionsTable select')") == "random"
+    assert browser.errors() == []
 
 
 @pytest.mark.parametrize("name", ["phantom_01", "phantom_02"])

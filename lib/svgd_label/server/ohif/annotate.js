@@ -100,8 +100,13 @@ async function submit() {
   const names = known.map(([idx, name]) => ({ name, idx }));
   form.append('params', JSON.stringify({ label_info: names, client_id: CLIENT }));
   form.append('label', new Blob([array]), 'label.bin');
-  await ask('PUT', `datastore/label?image=${encodeURIComponent(series)}`, form);
-  isDrawn = false;
+  isDrawn = false; // before the answer: a stroke made meanwhile is a new one
+  try {
+    await ask('PUT', `datastore/label?image=${encodeURIComponent(series)}`, form);
+  } catch (error) {
+    isDrawn = true;
+    throw error;
+  }
   const count = await ask('GET', 'datastore/').catch(() => undefined);
   const sum = count ? `: ${count.completed} of ${count.total} images are labelled` : '';
   say(`Label counted${sum}.`, 'good');

@@ -57,8 +57,13 @@ function connect() {
   }
 }
 
+/** All planes show the image: before that, OHIF would lose the segmentation that the panel adds to them. */
 function isImageLoaded() {
   const { viewports, activeViewportId } = service('viewportGridService', 'getState')();
+  const shown = service('cornerstoneViewportService', 'getCornerstoneViewport');
+  if (Array.from(viewports.keys()).some(id => shown(id)?.viewportStatus !== 'rendered')) {
+    return false;
+  }
   const displayed = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
   const volumes = Array.from(window.cornerstone?.cache?._volumeCache?.entries?.() ?? []);
   return Boolean(displayed) && volumes.some(([id, one]) => id.includes(displayed) && one.volume?.loadStatus?.loaded);

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from tests.dicom.series import GEOMETRIES, Geometry, labels_on_frame, labels_on_grid, make_series
 
 from svgd_label.images import geometry
-from svgd_label.inference import Segmentation
 from svgd_label.labels import convert_label
-from svgd_label.server.infer import write_segmentation
+from svgd_label.server.infer import write_map
 
 pytestmark = pytest.mark.parametrize("shape", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 
@@ -28,12 +27,12 @@ def seen_in_ohif(series: Path, shape: Geometry) -> NDArray[np.uint8]:
 def test_a_segmentation_is_sent_in_ohifs_order_and_lies_right_by_its_header(shape: Geometry, tmp_path: Path) -> None:
     make_series(tmp_path / "series", shape)
     sides, affine = geometry(tmp_path / "series")
-    segmentation = Segmentation(labels_on_grid(sides, affine, shape), affine)
-    file = write_segmentation(segmentation, ".nrrd", compress=False)
+    labels = labels_on_grid(sides, affine, shape)
+    file = write_map(labels, affine, ".nrrd", compress=False)
     voxels, header = nrrd.read(str(file))
     np.testing.assert_array_equal(voxels, seen_in_ohif(tmp_path / "series", shape))
     placed = convert_label(file, None, image=tmp_path / "series", labels=["a", "b", "c"], aliases={})
-    np.testing.assert_array_equal(placed.array, segmentation.labels)
+    np.testing.assert_array_equal(placed.array, labels)
     assert header["encoding"] == "raw"
     file.unlink()
 

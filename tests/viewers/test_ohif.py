@@ -276,7 +276,7 @@ def test_slices_lie_right_whichever_way_they_are_numbered(site: Site, name: str)
 @pytest.mark.parametrize("name", ONE_STUDY)
 def test_of_a_study_with_several_series_the_proposed_one_is_shown(site: Site, name: str) -> None:
     study = site.server.image_info(site.series[name])["StudyInstanceUID"]
-    query = f"initialSeriesInstanceUID={site.series[name]}&StudyInstanceUIDs={study}"
+    query = f"SeriesInstanceUIDs={site.series[name]}&StudyInstanceUIDs={study}"
     site.browser.open(f"{site.server.address}/ohif/monai-label?{query}")
     site.connected()
     assert site.drawing().series == site.series[name]

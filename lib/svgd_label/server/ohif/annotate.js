@@ -143,7 +143,8 @@ async function next() {
   }
   isDrawn = false;
   remember('why', JSON.stringify([sample.SeriesInstanceUID, sample.why ?? '']));
+  // Only this series: OHIF would show the study's first one, whatever it is told to begin with.
   // The study comes last, because the panel's own code replaces what stands last.
-  const query = `initialSeriesInstanceUID=${sample.SeriesInstanceUID}&StudyInstanceUIDs=${sample.StudyInstanceUID}`;
+  const query = `SeriesInstanceUIDs=${sample.SeriesInstanceUID}&StudyInstanceUIDs=${sample.StudyInstanceUID}`;
   location.assign(`${SERVER}ohif${MODE}?${query}`);
 }

@@ -122,6 +122,6 @@ def test_the_report_opens_in_a_browser_on_a_phone_and_on_a_desk(page: Path, tmp_
         assert frame["over"] <= 0  # nothing but tables, in frames of their own, is wider than the screen
         assert frame["heading"].startswith("No claim can be made with fewer than 5 seeds")
         assert len(frame["drawings"]) == 4
-        assert min(frame["drawings"]) > 100
+        assert min(frame["drawings"]) > 50
         assert len(frame["images"]) == 2 * 2
         assert min(frame["images"]) > 50

@@ -364,6 +364,18 @@ def test_what_others_do_in_the_folder_is_noticed(
     eventually(lambda: store.get_labeled_images() == [])
 
 
+def test_a_label_that_comes_before_its_image_is_taken(
+    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(auto_reload=True)
+    write(tmp_path / "label.nii.gz", values()).rename(folder / "labels/final/late.nii.gz")
+    eventually(lambda: "final/late belongs to no image" in caplog.text)
+    write(tmp_path / "image.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "late.nii.gz")
+    (folder / "notes.txt").write_text("no image, no label")
+    eventually(lambda: store.get_labeled_images() == ["late"])
+    assert "notes.txt" not in caplog.text
+
+
 def test_a_folder_that_is_filled_slowly_becomes_an_image(
     open_store: Callable[..., SafeDatastore], folder: Path
 ) -> None:

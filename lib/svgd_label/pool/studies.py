@@ -202,7 +202,8 @@ class Studies:
         ).fetchone()
         file = self._find_file(self.label_folder(tag), image)
         if known is None:
-            self._warn(f"The label {tag}/{image} belongs to no image and is left alone.")
+            if file is not None:
+                self._warn(f"The label {tag}/{image} belongs to no image and is left alone.")
             return False
         if file is None:
             # Together with its image it may be a share that dropped out: then the label is not taken for deleted.

@@ -311,6 +311,24 @@ except HTTPException as error:
     assert {path: path.read_bytes() for path in (folder / "labels").rglob("*") if path.is_file()} == before
 
 
+def test_a_store_damaged_in_use_is_a_sentence_and_leaves_nothing_behind(
+    store: SafeDatastore, upload: Path, folder: Path
+) -> None:
+    database = store.pool.database
+    page, size = (
+        database.connection.execute(query).fetchone()[0]
+        for query in ("SELECT rootpage FROM sqlite_master WHERE name = 'labels'", "PRAGMA page_size")
+    )
+    database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    with database.path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    assert "Restart the server" in refusal(507, store.save_label, "a", str(upload), "final", dict(INFO))
+    assert list((folder / "labels" / "final").iterdir()) == []
+    assert list((folder / ".svgd").glob("versions/a/*")) == []
+
+
 def test_many_threads_save_at_once(store: SafeDatastore, tmp_path: Path) -> None:
     errors: list[BaseException] = []
 

@@ -230,8 +230,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         version = info.get("model_version")
         with storing():
             file = self.labels.incoming(tag)
-            write_label(converted, file)
             try:
+                write_label(converted, file)
                 self.labels.save(
                     image,
                     tag,
@@ -242,6 +242,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                 )
             except KeyError as error:
                 raise unknown_image(image) from error
+            finally:
+                file.unlink(missing_ok=True)  # a label that was saved does not lie there any more
         logger.info("Saved the label %s/%s.", tag, image)
         return image
 

@@ -1,8 +1,11 @@
 """``python main.py labels``: versions are listed, brought back and taken out, and nothing is overwritten."""
 
 import csv
+import gzip
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -11,18 +14,23 @@ from svgd_label.errors import UserError
 from svgd_label.pool import FINAL, Database, LabelStore, Pool, Studies
 
 
+def volume(value: int, *, spacing: float = 1.0) -> bytes:
+    image = nibabel.Nifti1Image(np.full((4, 5, 6), value, np.uint8), np.diag([spacing, 1.0, 1.0, 1.0]))
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
 @pytest.fixture
 def studies(tmp_path: Path) -> Path:
     folder = tmp_path / "study"
     folder.mkdir()
     for image in "ab":
-        (folder / f"{image}.nii.gz").write_text("image")
+        (folder / f"{image}.nii.gz").write_bytes(volume(0))
     place = Studies(folder, Pool(Database(folder / ".svgd", task="t"), validation="none", max_frequency=10))
     place.reconcile()
     store = LabelStore(place)
-    for number, content in enumerate(["first", "second"], start=1):
+    for number in (1, 2):
         file = store.incoming(FINAL)
-        file.write_text(content)
+        file.write_bytes(volume(number))
         version = store.save("a", FINAL, file, info={}, client="anna", model_version=number)
         assert version is not None
     store.record_dice("a", 2, 0.875)
@@ -45,21 +53,28 @@ def test_a_list_has_the_last_version_and_show_has_all(studies: Path) -> None:
 
 def test_restoring_brings_the_content_back_as_a_new_version(studies: Path) -> None:
     label = studies / "labels" / FINAL / "a.nii.gz"
-    assert label.read_text() == "second"
+    assert label.read_bytes() == volume(2)
     assert "as version 3" in run("restore", "a", "1", "--studies", studies)
-    assert label.read_text() == "first"
+    assert label.read_bytes() == volume(1)
     versions = sorted((studies / ".svgd" / "versions" / "a").iterdir())
-    assert [file.read_text() for file in versions] == ["first", "second", "first"]
+    assert [file.read_bytes() for file in versions] == [volume(1), volume(2), volume(1)]
+
+
+def test_a_version_that_does_not_fit_the_image_any_more_stays_a_version(studies: Path) -> None:
+    (studies / "a.nii.gz").write_bytes(volume(0, spacing=2.0))
+    with pytest.raises(UserError, match=r"^a: version 1 does not fit the image .* save it on the image's grid$"):
+        run("restore", "a", "1", "--studies", studies)
+    assert (studies / "labels" / FINAL / "a.nii.gz").read_bytes() == volume(2)
 
 
 def test_an_export_holds_every_present_label_and_who_saved_it(studies: Path, tmp_path: Path) -> None:
     dropped = studies / "labels" / FINAL / "b.nii.gz"
-    dropped.write_text("by hand")
+    dropped.write_bytes(volume(3))
     Studies(studies, Pool(Database(studies / ".svgd"), validation="none", max_frequency=1)).reconcile()
     run("export", tmp_path / "out", "--studies", studies)
-    assert {file.name: file.read_text() for file in (tmp_path / "out").glob("*.gz")} == {
-        "a.nii.gz": "second",
-        "b.nii.gz": "by hand",
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.gz")} == {
+        "a.nii.gz": volume(2),
+        "b.nii.gz": volume(3),
     }
     rows = list(csv.DictReader((tmp_path / "out" / "labels.csv").open()))
     assert [(row["image"], row["by"], row["dice"]) for row in rows] == [("a", "anna", "0.875"), ("b", None, None)]

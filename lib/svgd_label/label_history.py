@@ -47,11 +47,20 @@ def show(image: str, studies: StudiesOption, state: StateOption = None) -> None:
 @app.command()
 def restore(image: str, version: int, studies: StudiesOption, state: StateOption = None) -> None:
     """Make an older version the label again. It becomes a new version; nothing is overwritten."""
-    store, _ = _open(studies, state)
+    from svgd_label.labels import LabelError, check_grid
+
+    store, place = _open(studies, state)
+    found = next((v for v in store.versions(image) if v.number == version), None)
+    if found is None:
+        raise UserError(f"{image}: there is no version {version}; 'labels show {image}' lists what there is")
+    path = place.image_path(image)
+    if path is None:
+        raise UserError(f"{image}: the image is not in {studies}; put it back there, then restore its label")
     try:
+        check_grid(found.file, image=path)  # the image's file may have become another one since
         made = store.restore(image, version, client="python main.py labels restore")
-    except KeyError:
-        raise UserError(f"{image}: there is no version {version}; 'labels show {image}' lists what there is") from None
+    except LabelError as error:
+        raise UserError(f"{image}: version {version} does not fit the image and cannot be restored: {error}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
     assert made is not None

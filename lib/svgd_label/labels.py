@@ -100,6 +100,17 @@ def convert_label(
     return ConvertedLabel(lookup[array], affine, ignored, missing)
 
 
+def check_grid(file: Path, *, image: Path) -> None:
+    """Refuses a label file that does not lie on the image's grid, in whichever orientation.
+
+    Raises:
+        LabelError: another grid, or unreadable.
+        svgd_label.images.ImageError: the image itself cannot be read.
+    """
+    shape, affine = geometry(image)
+    _on_grid(_read(file, shape, affine), shape, affine)
+
+
 def write_label(converted: ConvertedLabel, path: Path) -> None:
     """Writes a label as compressed NIfTI so that ``path`` holds either the old file or the whole new one, also after
     a power cut. Equal labels give equal bytes.

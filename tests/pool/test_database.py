@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from svgd_label.pool import Database, StateError, on_network
+from svgd_label.pool.schema import STEPS
 
 
 def test_another_task_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -24,6 +25,21 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="newer version of SVGD Label"):
         Database(tmp_path, task="t")
     assert not list(tmp_path.glob("*.damaged-*"))
+
+
+@pytest.mark.parametrize("released", range(1, len(STEPS)))
+def test_a_store_of_an_older_program_is_migrated_with_all_it_holds(tmp_path: Path, released: int) -> None:
+    old = sqlite3.connect(tmp_path / "state.sqlite")
+    for number, step in enumerate(STEPS[:released], start=1):
+        old.executescript(f"BEGIN; {step} PRAGMA user_version = {number}; COMMIT;")
+    old.execute("INSERT INTO images (image, name, ext, fingerprint) VALUES ('a', 'a.nii', '.nii', '1:1')")
+    old.commit()
+    old.close()
+    database = Database(tmp_path, task="t")
+    assert database.moved_aside is None
+    assert database.connection.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
+    assert [row["image"] for row in database.connection.execute("SELECT image FROM images")] == ["a"]
+    assert database.connection.execute("SELECT COUNT(*) FROM segmentations").fetchone()[0] == 0
 
 
 def test_commits_are_flushed_and_readers_do_not_wait(database: Database) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -127,6 +128,49 @@ def test_a_label_that_others_put_there_is_kept_before_it_is_replaced(studies: St
     assert [v.file.read_text() for v in store.versions("a")] == ["dropped", "saved", "edited in place", "again"]
 
 
+def test_all_files_of_one_label_are_kept_before_they_go(studies: Studies) -> None:
+    store = LabelStore(studies)
+    save(store, "first")
+    folder = studies.label_folder("final")
+    (folder / "a.nrrd").write_text("dropped beside it")
+    save(store, "second")
+    assert [v.file.read_text() for v in store.versions("a")] == ["first", "dropped beside it", "second"]
+    (folder / "a.nii").write_text("dropped again")
+    store.remove("a", "final")
+    assert [v.file.read_text() for v in store.versions("a")][3:] == ["dropped again"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_label_whose_version_was_lost_is_kept_once_more(studies: Studies) -> None:
+    store = LabelStore(studies)
+    save(store, "the only copy")
+    store.versions("a")[0].file.unlink()
+    store.remove("a", "final")
+    assert store.versions("a")[-1].file.read_text() == "the only copy"
+
+
+def test_a_label_stays_where_its_removal_cannot_be_stored(studies: Studies) -> None:
+    store = LabelStore(studies)
+    save(store, "the label")
+    (studies.label_folder("final") / "a.nrrd").write_text("dropped beside it")
+    connection = studies.database.connection
+    # A deferred constraint is refused by COMMIT itself, as a full disk is.
+    connection.executescript(
+        """
+        PRAGMA foreign_keys = ON;
+        CREATE TABLE parents (id INTEGER PRIMARY KEY);
+        CREATE TABLE children (id INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED);
+        CREATE TRIGGER refuse AFTER DELETE ON labels BEGIN INSERT INTO children VALUES (1); END;
+        """
+    )
+    with pytest.raises(sqlite3.IntegrityError):
+        store.remove("a", "final")
+    assert label(studies) == "the label"
+    assert sorted(path.name for path in studies.label_folder("final").iterdir()) == ["a.nii.gz", "a.nrrd"]
+    assert len(list((studies.database.folder / "versions" / "a").iterdir())) == 1
+    assert studies.pool.labelled() == ["a"]
+
+
 def test_pre_segmentations_have_no_versions_and_label_nothing(studies: Studies) -> None:
     store = LabelStore(studies)
     save(store, "guess", tag="original")
@@ -148,15 +192,24 @@ def test_own_saves_are_no_news_to_the_index(studies: Studies) -> None:
     assert studies.check(["a"], [("final", "a")]) == 0
 
 
-def test_leftovers_of_killed_saves_are_no_labels_and_go_after_an_hour(studies: Studies) -> None:
-    store = LabelStore(studies)
-    old, young = store.incoming("final"), store.incoming("final")
-    for file in (old, young):
-        file.write_text("half")
+def test_leftovers_of_killed_saves_are_no_labels_and_go_after_an_hour(
+    studies: Studies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = LabelStore(studies).incoming("final")
+    half.write_text("half")
+    old = half.with_name("old label")
+    old.write_text("old")
     os.utime(old, (time.time() - 7200,) * 2)
+    backup = half.with_name(".previous-x.nii.gz")
+    backup.hardlink_to(old)  # as a save does with the label that it replaces
+    old.unlink()
     assert studies.reconcile() == 0
     studies.remove_leftovers()
-    assert list(old.parent.iterdir()) == [young]
+    assert sorted(half.parent.iterdir()) == sorted([half, backup])
+    later = time.time() + 3601
+    monkeypatch.setattr("svgd_label.pool.files.time.time", lambda: later)
+    studies.remove_leftovers()
+    assert list(half.parent.iterdir()) == []
 
 
 def test_a_version_without_a_row_is_adopted_and_never_written_over(studies: Studies) -> None:

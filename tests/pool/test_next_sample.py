@@ -46,6 +46,16 @@ def test_asked_again_within_ten_seconds_it_is_the_same(pool: Pool, clock: Any) -
     assert ask(pool) == "b"
 
 
+def test_a_clock_that_is_put_back_holds_nobody_up(pool: Pool, clock: Any) -> None:
+    assert ask(pool, "anna") == "a"
+    assert ask(pool, "ben") == "b"
+    clock.wait(-24 * HOUR)
+    assert ask(pool, "anna") == "b"  # skipped the first; the other's lease, of tomorrow, has ended
+    assert pool.overview.row("b").why == "anna"
+    assert pool.image_state("a")["leased_by"] is None
+    assert pool.touch("a", "cleo")
+
+
 def test_two_clients_never_hold_one_image(pool: Pool, clock: Any) -> None:
     assert [ask(pool, "anna"), ask(pool, "ben"), ask(pool, "anna"), ask(pool, "ben")] == ["a", "b", "a", "b"]
     clock.wait(11)

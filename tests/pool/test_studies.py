@@ -165,7 +165,7 @@ def test_the_old_index_is_read_once_and_left_alone(studies: Studies, folder: Pat
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"objects": {"a": 3}}', '{"objects": []}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"objects": []}'])
 def test_half_an_old_index_is_named_and_left_alone(
     studies: Studies, folder: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,6 +174,28 @@ def test_half_an_old_index_is_named_and_left_alone(
     with caplog.at_level(logging.WARNING):
         studies.import_index(file)
     assert "datastore_v2.json cannot be read" in caplog.text
+
+
+def test_an_entry_of_the_old_index_that_cannot_be_read_costs_no_other(
+    studies: Studies, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for image in "abc":
+        put(folder / f"{image}.nii")
+    file = folder / "datastore_v2.json"
+    file.write_text(
+        """{"objects": {
+            "a": 3,
+            "b": {"image": {"info": {"size": 1e999}}},
+            "c": {"image": {"info": {"mean": NaN, "note": 1}}}
+        }}"""
+    )
+    studies.reconcile()
+    studies.import_index(file)
+    assert [record.args[0] for record in caplog.records if isinstance(record.args, tuple)] == ["a", "b"]
+    read = studies.database.connection.execute
+    assert [row[0] for row in read("SELECT json_valid(info) FROM images")] == [1, 1, 1]
+    info = json.loads(read("SELECT info FROM images WHERE image = 'c'").fetchone()[0])
+    assert (info["mean"], info["note"]) == (None, 1)
 
 
 def test_a_label_saved_while_the_folder_is_read_stays(

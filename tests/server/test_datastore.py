@@ -311,6 +311,24 @@ except HTTPException as error:
     assert {path: path.read_bytes() for path in (folder / "labels").rglob("*") if path.is_file()} == before
 
 
+def test_a_store_damaged_in_use_is_a_sentence_and_leaves_nothing_behind(
+    store: SafeDatastore, upload: Path, folder: Path
+) -> None:
+    database = store.pool.database
+    page, size = (
+        database.connection.execute(query).fetchone()[0]
+        for query in ("SELECT rootpage FROM sqlite_master WHERE name = 'labels'", "PRAGMA page_size")
+    )
+    database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    with database.path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    assert "Restart the server" in refusal(507, store.save_label, "a", str(upload), "final", dict(INFO))
+    assert list((folder / "labels" / "final").iterdir()) == []
+    assert list((folder / ".svgd").glob("versions/a/*")) == []
+
+
 def test_many_threads_save_at_once(store: SafeDatastore, tmp_path: Path) -> None:
     errors: list[BaseException] = []
 
@@ -362,6 +380,18 @@ def test_what_others_do_in_the_folder_is_noticed(
     eventually(lambda: "second" in store.get_labels_by_image_id("b"))
     (folder / "labels/final/b.nii.gz").unlink()
     eventually(lambda: store.get_labeled_images() == [])
+
+
+def test_a_label_that_comes_before_its_image_is_taken(
+    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(auto_reload=True)
+    write(tmp_path / "label.nii.gz", values()).rename(folder / "labels/final/late.nii.gz")
+    eventually(lambda: "final/late belongs to no image" in caplog.text)
+    write(tmp_path / "image.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "late.nii.gz")
+    (folder / "notes.txt").write_text("no image, no label")
+    eventually(lambda: store.get_labeled_images() == ["late"])
+    assert "notes.txt" not in caplog.text
 
 
 def test_a_folder_that_is_filled_slowly_becomes_an_image(

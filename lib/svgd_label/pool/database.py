@@ -175,7 +175,9 @@ class Database:
                 f"this one knows {len(STEPS)}): update SVGD Label, or give another folder with --conf state FOLDER."
             )
         # The derived tables may hold gigabytes, and what they hold can be had again: checked only where suspected.
-        for table in () if version == 0 else KEPT + (DERIVED if self._suspect.exists() else ()):
+        # A table that a later step makes is not there yet.
+        made = {row["name"] for row in connection.execute("SELECT name FROM sqlite_master")}
+        for table in made.intersection(KEPT + (DERIVED if self._suspect.exists() else ())):
             verdict = connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)

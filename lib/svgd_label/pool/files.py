@@ -100,5 +100,6 @@ def remove_leftovers(folder: Path) -> None:
         for entry in os.scandir(folder):
             if entry.name.startswith((INCOMING, PREVIOUS)) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):
-                    if entry.stat().st_mtime < time.time() - _LEFTOVER_SECONDS:
+                    # Not its mtime: the hard link that a save makes bears the old label's.
+                    if entry.stat().st_ctime < time.time() - _LEFTOVER_SECONDS:
                         Path(entry.path).unlink()

@@ -5,6 +5,7 @@ import json
 import logging
 import sqlite3
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class LabelStore:
         """
         target = self._studies.label_folder(tag) / f"{image}{STORED}"
         backup = target.with_name(f"{PREVIOUS}{file.name}")
+        present: list[Path] = []
         made: list[Path] = []
         try:
             with self._database.transaction() as connection:
@@ -87,8 +89,9 @@ class LabelStore:
                     raise KeyError(image)
                 saved = time.time()
                 version = None
+                present = self._files(image, tag)
                 if tag != ORIGINAL:
-                    self._keep_present(connection, image, tag, made)
+                    self._keep_present(connection, image, tag, present, made)
                     corrected = row["inferred_version"] if model_version is None else model_version
                     version = self._keep(connection, image, tag, file, saved, client, corrected, made)
                 if target.exists():
@@ -121,24 +124,45 @@ class LabelStore:
             raise
         with contextlib.suppress(OSError):
             backup.unlink(missing_ok=True)
-            for extension in EXTENSIONS[1:]:
-                target.with_name(f"{image}{extension}").unlink(missing_ok=True)
+            for other in present:
+                if other != target:
+                    other.unlink(missing_ok=True)
         return version
 
     def remove(self, image: str, tag: str) -> bool:
-        """Deletes a label; its versions stay. False where there is none."""
-        folder = self._studies.label_folder(tag)
-        with self._database.transaction() as connection:
-            if self._studies.label_path(image, tag) is None:
-                return False
-            if tag != ORIGINAL:
-                self._keep_present(connection, image, tag, [])
-            for extension in EXTENSIONS:
-                (folder / f"{image}{extension}").unlink(missing_ok=True)
-            sync_folder(folder)
-            connection.execute("DELETE FROM labels WHERE image = ? AND tag = ?", (image, tag))
-            if tag == FINAL:
-                self._pool.label_removed(image)
+        """Deletes a label; its versions stay. False where there is none.
+
+        Raises:
+            OSError, sqlite3.OperationalError: no space, read-only; the label is there as it was.
+        """
+        aside: dict[Path, Path] = {}
+        made: list[Path] = []
+        try:
+            with self._database.transaction() as connection:
+                if self._studies.label_path(image, tag) is None:
+                    return False
+                present = self._files(image, tag)
+                if tag != ORIGINAL:
+                    self._keep_present(connection, image, tag, present, made)
+                # A commit can fail, and an unlinked file cannot be put back.
+                for file in present:
+                    aside[file] = file.with_name(f"{PREVIOUS}{uuid.uuid4().hex}{STORED}")
+                    file.rename(aside[file])
+                sync_folder(self._studies.label_folder(tag))
+                connection.execute("DELETE FROM labels WHERE image = ? AND tag = ?", (image, tag))
+                if tag == FINAL:
+                    self._pool.label_removed(image)
+        except BaseException:
+            for file, moved in aside.items():
+                with contextlib.suppress(OSError):
+                    moved.rename(file)
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            raise
+        with contextlib.suppress(OSError):
+            for moved in aside.values():
+                moved.unlink(missing_ok=True)
         return True
 
     def labelled(self) -> list[str]:
@@ -196,19 +220,24 @@ class LabelStore:
                 if folder.is_dir() and is_plain_id(folder.name):
                     _adopt(connection, folder)
 
-    def _keep_present(self, connection: sqlite3.Connection, image: str, tag: str, made: list[Path]) -> None:
-        """Keeps the label in place where it is not a version yet: it came by other means than ``save``."""
+    def _files(self, image: str, tag: str) -> list[Path]:
+        """The files that lie there as the label, the one that counts first."""
+        paths = [self._studies.label_folder(tag) / f"{image}{extension}" for extension in EXTENSIONS]
+        return [path for path in paths if path.is_file()]
+
+    def _keep_present(
+        self, connection: sqlite3.Connection, image: str, tag: str, present: list[Path], made: list[Path]
+    ) -> None:
+        """Keeps the files in place that are no version yet: they came by other means than ``save``."""
         row = connection.execute(
-            "SELECT ext, fingerprint, number FROM labels WHERE image = ? AND tag = ?", (image, tag)
+            "SELECT l.ext, l.fingerprint, v.file FROM labels l JOIN label_versions v USING (image, number) "
+            "WHERE image = ? AND l.tag = ?",
+            (image, tag),
         ).fetchone()
-        files = [self._studies.label_folder(tag) / f"{image}{extension}" for extension in EXTENSIONS]
-        present = next((file for file in files if file.is_file()), None)
-        if present is None:
-            return
-        unchanged = row is not None and row["ext"] == split_extension(present.name)[1]
-        if unchanged and row["number"] is not None and row["fingerprint"] == fingerprint(present):
-            return
-        self._keep(connection, image, tag, present, present.stat().st_mtime, None, None, made)
+        is_kept = row is not None and (self._versions / image / row["file"]).is_file()
+        for file in reversed(present):  # the one that counts becomes the newest version
+            if not is_kept or (row["ext"], row["fingerprint"]) != (split_extension(file.name)[1], fingerprint(file)):
+                self._keep(connection, image, tag, file, file.stat().st_mtime, None, None, made)
 
     def _keep(
         self,

@@ -14,8 +14,10 @@ _COLUMNS = """
     SELECT i.image, i.queue_position, i.rank, i.first_position, r.version, r.score, r.entropy, r.mutual_information
 """
 _PROPOSAL = f"{_COLUMNS} FROM images i LEFT JOIN ranking r ON r.image = i.image"
-_FREE = """
-    AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.image = i.image AND l.client <> :client AND l.renewed > :expired)
+ALIVE: Final = "l.renewed > :expired AND l.renewed <= :now"
+"""Of a lease l, with the values of ``NextSample.limits``. One from the future is of a clock that was put back."""
+_FREE = f"""
+    AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.image = i.image AND l.client <> :client AND {ALIVE})
 """
 _NOT_SKIPPED = """
     AND NOT EXISTS (SELECT 1 FROM skips s WHERE s.image = i.image AND s.client = :client)
@@ -51,19 +53,19 @@ class NextSample:
 
     def propose(self, client: str, *, random: bool = False) -> Proposal | None:
         """The best image, or any, that nobody else holds, now leased to ``client``; None where nothing is left."""
-        now = self._clock()
         with self._database.transaction() as connection:
+            now = self._clock()  # not before: whoever wrote while this waited must not seem to come from the future
             current = self._current(connection, client)
             if current is not None:
                 image, proposed = current
-                if now - proposed < REPEAT_SECONDS:
+                if 0 <= now - proposed < REPEAT_SECONDS:
                     connection.execute("UPDATE leases SET renewed = ? WHERE image = ?", (now, image))
                     row = connection.execute(f"{_PROPOSAL} WHERE i.image = ?", (image,)).fetchone()
                     return self._proposal(connection, row, random=random)
                 connection.execute("DELETE FROM leases WHERE image = ?", (image,))
                 connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (client, image, now))
             connection.execute("DELETE FROM skips WHERE client = ? AND at <= ?", (client, now - SKIP_SECONDS))
-            values = {"client": client, "expired": self.expired()}
+            values = {"client": client, **self.limits()}
             for stage in (_RANDOM, _STAGES[-1]) if random else _STAGES:
                 row = connection.execute(stage, values).fetchone()
                 if row is not None:
@@ -77,24 +79,25 @@ class NextSample:
         """What somebody who comes now for the first time would get; it is leased to nobody."""
         connection = self._database.connection
         for stage in _STAGES[:-1]:  # the last one is for those who have skipped something
-            row = connection.execute(stage, {"client": "", "expired": self.expired()}).fetchone()
+            row = connection.execute(stage, {"client": "", **self.limits()}).fetchone()
             if row is not None:
                 return self._proposal(connection, row, random=False)
         return None
 
-    def expired(self) -> float:
-        """A lease that was last renewed at this time, or before, has ended."""
-        return self._clock() - self._lease_seconds
+    def limits(self) -> dict[str, float]:
+        """Between which times, in seconds, a lease that is alive was last renewed: after ``expired``, up to ``now``."""
+        now = self._clock()
+        return {"expired": now - self._lease_seconds, "now": now}
 
     def touch(self, image: str, client: str) -> bool:
         """Renews the client's lease, or takes one that nobody else holds; False where somebody does.
 
         An image that the client works on is no longer skipped for him.
         """
-        now = self._clock()
         with self._database.transaction() as connection:
+            now = self._clock()
             lease = connection.execute("SELECT client, renewed FROM leases WHERE image = ?", (image,)).fetchone()
-            if lease is not None and lease["client"] != client and lease["renewed"] > self.expired():
+            if lease is not None and lease["client"] != client and 0 <= now - lease["renewed"] < self._lease_seconds:
                 return False
             if lease is not None and lease["client"] == client:
                 connection.execute("UPDATE leases SET renewed = ? WHERE image = ?", (now, image))
@@ -113,9 +116,7 @@ class NextSample:
 
     def leased(self) -> dict[str, str]:
         """Image -> client, of all leases that are alive."""
-        rows = self._database.connection.execute(
-            "SELECT image, client FROM leases WHERE renewed > ?", (self.expired(),)
-        )
+        rows = self._database.connection.execute(f"SELECT image, client FROM leases l WHERE {ALIVE}", self.limits())
         return {row["image"]: row["client"] for row in rows}
 
     def _current(self, connection: sqlite3.Connection, client: str) -> tuple[str, float] | None:

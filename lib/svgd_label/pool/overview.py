@@ -4,7 +4,7 @@ import json
 from typing import Final, get_args
 
 from svgd_label.pool.database import Database
-from svgd_label.pool.next_sample import NextSample
+from svgd_label.pool.next_sample import ALIVE, NextSample
 from svgd_label.pool.records import Acquisition, Column, ImageRow, Model, Proposal, ProposedDice, Status
 
 PAGE: Final = 50
@@ -17,9 +17,9 @@ _STATUS = """
     WHEN i.labelled AND i.validation IS 1 THEN 'validation' WHEN i.labelled THEN 'labelled'
     WHEN l.client IS NOT NULL THEN 'leased' ELSE 'unlabelled' END
 """
-_FROM = """
+_FROM = f"""
     FROM images i LEFT JOIN ranking r ON r.image = i.image
-    LEFT JOIN leases l ON l.image = i.image AND l.renewed > :expired
+    LEFT JOIN leases l ON l.image = i.image AND {ALIVE}
 """
 _WHERE = "WHERE i.present = 1 AND (:search = '' OR instr(lower(i.image), lower(:search)))"
 _ROW = f"""
@@ -46,7 +46,7 @@ class Overview:
         """Status -> how many images are in it, of those whose id contains ``search``, in capitals or not."""
         found = self._database.connection.execute(
             f"SELECT {_STATUS} AS status, COUNT(*) {_FROM} {_WHERE} GROUP BY status",
-            {"expired": self._next.expired(), "search": search},
+            {**self._next.limits(), "search": search},
         )
         return {**dict.fromkeys(_STATUSES, 0), **dict(found)}
 
@@ -61,7 +61,7 @@ class Overview:
     ) -> list[ImageRow]:
         """One page of the table; what has no value in the column stands last in either direction, then by id."""
         column = {"status": "status", "image": "i.image", "frequency": "i.frequency", "rank": "i.rank"}.get(sort, sort)
-        values = {"expired": self._next.expired(), "search": search, "status": status}
+        values = {**self._next.limits(), "search": search, "status": status}
         connection = self._database.connection
         # The ids first: what is shown of 50 need not be read of 10,000.
         ids = connection.execute(
@@ -78,7 +78,7 @@ class Overview:
         Raises:
             KeyError: no such image.
         """
-        row = self._database.connection.execute(_ROW, {"expired": self._next.expired(), "image": image}).fetchone()
+        row = self._database.connection.execute(_ROW, {**self._next.limits(), "image": image}).fetchone()
         if row is None:
             raise KeyError(image)
         return ImageRow(**dict(row))

@@ -119,16 +119,23 @@ class Studies:
             return
         with self.database.transaction() as connection:
             try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-                for key in ("name", "description"):
-                    if isinstance(content.get(key), str):
-                        self.database.set(key, content[key])
-                for image, entry in content.get("objects", {}).items():
+                # NaN, which Python's JSON knows, could not be sent to a client again.
+                content = json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+                entries = content.get("objects", {}).items()
+            except (OSError, ValueError, AttributeError) as error:
+                logger.warning("%s cannot be read (%s: %s) and is left alone.", file, type(error).__name__, error)
+                content, entries = {}, ()
+            for key in ("name", "description"):
+                if isinstance(content.get(key), str):
+                    self.database.set(key, content[key])
+            for image, entry in entries:
+                try:
                     _merge(connection, "images", entry["image"].get("info", {}), "image = ?", (image,))
                     for tag, label in entry.get("labels", {}).items():
                         _merge(connection, "labels", label.get("info", {}), "image = ? AND tag = ?", (image, tag))
-            except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-                logger.warning("%s cannot be read (%s: %s) and is left alone.", file, type(error).__name__, error)
+                except (ValueError, AttributeError, KeyError, TypeError) as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    logger.warning("The entry %r in %s cannot be read (%s) and is left out.", image, file, reason)
             self.database.set("imported", file.name)
 
     def update_info(self, image: str, info: dict[str, Any]) -> bool:
@@ -202,7 +209,8 @@ class Studies:
         ).fetchone()
         file = self._find_file(self.label_folder(tag), image)
         if known is None:
-            self._warn(f"The label {tag}/{image} belongs to no image and is left alone.")
+            if file is not None:
+                self._warn(f"The label {tag}/{image} belongs to no image and is left alone.")
             return False
         if file is None:
             # Together with its image it may be a share that dropped out: then the label is not taken for deleted.
@@ -290,6 +298,6 @@ def _merge(connection: sqlite3.Connection, table: str, info: dict[str, Any], whe
     row = connection.execute(f"SELECT info FROM {table} WHERE {where}", key).fetchone()
     if row is None:
         return False
-    merged = json.dumps({**json.loads(row["info"]), **info}, default=str)
+    merged = json.dumps({**json.loads(row["info"]), **info}, default=str, allow_nan=False)
     connection.execute(f"UPDATE {table} SET info = ? WHERE {where}", (merged, *key))
     return True

@@ -28,6 +28,13 @@ def storing() -> Iterator[None]:
             507,
             f"Nothing was stored ({error}): the server's disk is full, read-only or busy. Save again when it is not.",
         ) from error
+    except sqlite3.DatabaseError as error:
+        logger.warning("Nothing was stored: %s.", error)
+        raise HTTPException(
+            507,
+            f"Nothing was stored ({error}): the server's state store is damaged. Restart the server, which mends it or "
+            "makes a new one from the images and labels, and save again.",
+        ) from error
 
 
 def plain_image(image: Any) -> str:

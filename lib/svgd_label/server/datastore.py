@@ -168,7 +168,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         path = self.studies.image_path(plain_image(image_id))
         if path is None:
             raise unknown_image(image_id)
-        with storing(), self._database.transaction():
+        with storing():  # in one transaction, labels would be gone before it is known whether it can be committed
             for tag in self.get_labels_by_image_id(image_id):
                 self.labels.remove(image_id, tag)
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -230,8 +230,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         version = info.get("model_version")
         with storing():
             file = self.labels.incoming(tag)
-            write_label(converted, file)
             try:
+                write_label(converted, file)
                 self.labels.save(
                     image,
                     tag,
@@ -242,6 +242,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                 )
             except KeyError as error:
                 raise unknown_image(image) from error
+            finally:
+                file.unlink(missing_ok=True)  # a label that was saved does not lie there any more
         logger.info("Saved the label %s/%s.", tag, image)
         return image
 

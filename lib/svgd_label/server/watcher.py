@@ -102,6 +102,8 @@ class Watcher(FileSystemEventHandler):
                 if everything:
                     self._watch_folders(self._observer)
                     changed += self._studies.reconcile()
+                # A label may have come before its image.
+                labels |= {(tag, image) for image in images for tag in self._studies.tags()}
                 changed += self._studies.check(images, labels)
                 self._settle(images)
                 if changed:

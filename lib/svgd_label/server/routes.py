@@ -23,6 +23,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from svgd_label.server import guards
 from svgd_label.server.answers import plain_image, unknown_image
+from svgd_label.server.body_limit import BodyLimit
 from svgd_label.server.requests import RequestError, TrainRequest
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,10 @@ def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
 
 
 def install(app: FastAPI, *others: APIRouter) -> None:
-    """Puts these routes in front of MONAI Label's, ``others`` first, and takes the hanging ``/reload`` away."""
+    """Puts these routes in front of MONAI Label's, ``others`` first, and takes the hanging ``/reload`` away.
+
+    All of them get a limit on the length of bodies.
+    """
     before = len(app.router.routes)
     for other in others:
         app.include_router(other)
@@ -167,6 +171,8 @@ def install(app: FastAPI, *others: APIRouter) -> None:
     routes = app.router.routes
     ours = routes[before:]
     routes[:] = [*ours, *(route for route in routes[:before] if getattr(route, "path", None) != "/reload")]
+    # An app that has begun its lifespan takes no more middleware; its router lies within what it has.
+    app.router.middleware_stack = BodyLimit(app.router.middleware_stack)
 
 
 def _not_offered() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import HTTPException
+from fastapi.datastructures import Headers
 
 LIMIT = 1 << 20  # bytes; as much as one text field of a form may have
 # All that these take is forms, whose files go to disk as they come; what is passed on to a DICOM server is not kept.
@@ -38,5 +39,5 @@ class BodyLimit:
 
 
 def _brings_files(scope: Any) -> bool:
-    kind = dict(scope["headers"]).get(b"content-type", b"")
-    return scope["path"].startswith(_UPLOADS) and kind.lower().startswith(b"multipart/")
+    kind = Headers(scope=scope).get("content-type", "")
+    return kind.lower().startswith("multipart/") and str(scope["path"]).startswith(_UPLOADS)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import tracemalloc
 from collections.abc import Sequence
 from itertools import permutations, product
 from pathlib import Path
@@ -17,6 +18,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 
 from svgd_label.images import ImageError, geometry
+from svgd_label.images.files import HEADER_ROOM
 from svgd_label.labels import ConvertedLabel, LabelError, convert_label, write_label
 
 from .conftest import NEEDS_SERVER
@@ -230,11 +232,38 @@ def test_values_outside_the_task_are_refused(image: Path, tmp_path: Path, wrong:
         [{"name": "anterior", "idx": -1}],
         [{"name": "anterior", "idx": True}],
         [{"name": "anterior", "idx": 10**9}],
+        [{"name": "anterior", "idx": 1.5}, {"name": "posterior", "idx": 2}],
+        [{"name": "anterior", "idx": None}, {"name": "posterior", "idx": 2}],
+        [{"name": "anterior", "idx": float("nan")}],
+        [{"name": "anterior", "idx": 2}, {"name": "posterior"}],
+        [{"name": "anterior", "idx": 0}, {"name": "posterior", "idx": 1}],
         [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 1}],
     ],
 )
 def test_a_label_info_of_another_form_is_refused(image: Path, tmp_path: Path, info: Any) -> None:
     assert "label_info" in refusal(save(TRUTH, tmp_path / "label.nii.gz"), info, image)
+
+
+def test_a_whole_number_may_be_written_as_a_fraction(image: Path, tmp_path: Path) -> None:
+    swapped = np.array([0, 2, 1], np.uint8)[TRUTH]
+    info = [{"name": "posterior", "idx": 1.0}, {"name": "anterior", "idx": 2.0}]
+    np.testing.assert_array_equal(convert(save(swapped, tmp_path / "label.nii.gz"), info, image).array, TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((1, 70000), "'posterior' has 70000 as LabelValue"),
+        ((-1, 2), "'anterior' has -1 as LabelValue"),
+        ((0, 1), "'anterior' has 0 as LabelValue"),
+        ((1, 1), "two segments have the same LabelValue"),
+    ],
+)
+def test_values_in_a_seg_nrrd_that_belong_to_no_segment_are_refused(
+    image: Path, tmp_path: Path, values: tuple[int, int], words: str
+) -> None:
+    segments = list(zip(LABELS, values, strict=True))
+    assert words in refusal(save_nrrd(TRUTH, tmp_path / "l.seg.nrrd", segments=segments), None, image)
 
 
 # Where it lies
@@ -351,6 +380,16 @@ def test_a_nrrd_that_points_at_another_file_is_refused(image: Path, tmp_path: Pa
     header = (tmp_path / "label.nhdr").read_bytes()
     (tmp_path / "label.nrrd").write_bytes(header)
     assert "another file" in refusal(tmp_path / "label.nrrd", None, image)
+
+
+def test_a_nrrd_whose_header_does_not_end_is_not_read_whole(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "label.nrrd").write_bytes(b"NRRD0004\nnote:=" + b"x" * (8 * HEADER_ROOM))
+    tracemalloc.start()
+    try:
+        refusal(tmp_path / "label.nrrd", None, image)
+        assert tracemalloc.get_traced_memory()[1] < 8 * HEADER_ROOM
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("dtype", ["<u1", "<u2", "<u4"])

@@ -190,7 +190,9 @@ def _read_nifti(file: Path, shape: tuple[int, ...], _: NDArray[np.float64]) -> _
 
 def _read_nrrd(file: Path, shape: tuple[int, ...], _: NDArray[np.float64]) -> _Upload:
     with file.open("rb") as stream:
-        header = nrrd.read_header(stream)
+        head = BytesIO(stream.read(HEADER_ROOM))  # one that does not end would be read as a single line
+        header = nrrd.read_header(head)
+        stream.seek(head.tell())
         if {"data file", "datafile"} & set(header):
             raise LabelError("its voxels are in another file; save header and voxels in one")
         if any(header.get(skip) for skip in ("byte skip", "byteskip", "line skip", "lineskip")):
@@ -226,7 +228,9 @@ def _read_nrrd(file: Path, shape: tuple[int, ...], _: NDArray[np.float64]) -> _U
     affine = np.eye(4)
     affine[:3, :3] = directions[spatial].T
     affine[:3, 3] = header["space origin"]
-    return _Upload(array, np.diag([*SPACES[space], 1.0]) @ affine, _segments_of(header))
+    segments = _segments_of(header)
+    _check_values(segments or [], "LabelValue")
+    return _Upload(array, np.diag([*SPACES[space], 1.0]) @ affine, segments)
 
 
 def _segments_of(header: Mapping[str, Any]) -> Segments | None:
@@ -277,20 +281,25 @@ def _by_client(label_info: Any, array: NDArray[np.uint16], *, raw: bool) -> Segm
         return None
     if not isinstance(label_info, list) or not all(isinstance(entry, dict) for entry in label_info):
         raise LabelError('label_info must be a list like [{"name": "anterior", "idx": 1}]')
+    entries: list[tuple[str, int | None]] = []
     for entry in label_info:
-        if not isinstance(entry.get("name"), str):
+        name, idx = entry.get("name"), entry.get("idx")
+        if not isinstance(name, str):
             raise LabelError("each entry of label_info needs a name")
-        idx = entry.get("idx", 0)
-        if not isinstance(idx, int) or isinstance(idx, bool) or not 0 <= idx <= LARGEST_VALUE:
-            raise LabelError(f"idx {idx!r} of {entry['name']!r} in label_info is no whole number from 0 on")
-    entries = [entry for entry in label_info if entry.get("idx", 0) or _is_counted(entry)]
-    by_order = [(entry["name"], position) for position, entry in enumerate(entries, start=1)]
-    if not all("idx" in entry for entry in entries):
+        if isinstance(idx, float) and idx.is_integer():
+            idx = int(idx)
+        if "idx" in entry and (not isinstance(idx, int) or isinstance(idx, bool)):
+            raise LabelError(f"idx {idx!r} of {name!r} in label_info is no whole number")
+        if idx or _plain(name) != BACKGROUND:
+            entries.append((name, idx))
+    by_order = [(name, position) for position, (name, _) in enumerate(entries, start=1)]
+    by_idx = [(name, idx) for name, idx in entries if idx is not None]
+    if not by_idx:
         return by_order
-    by_idx = [(entry["name"], entry["idx"]) for entry in entries]
+    if len(by_idx) < len(entries):
+        raise LabelError("some segments in label_info have an idx and others have none; give one to each, or to none")
+    _check_values(by_idx, "idx in label_info")
     numbers = [idx for _, idx in by_idx]
-    if len(set(numbers)) < len(numbers):
-        raise LabelError("two segments in label_info have the same idx")
     # Slicer's panel leaves out 'background' and scribbles, numbers the file 1, 2, ... and yet counts the left-out
     # ones in idx. So where idx ascends with gaps, the values in the file decide which numbering was meant. Raw voxels
     # come from a browser, never from Slicer.
@@ -355,9 +364,13 @@ def _present(array: NDArray[np.uint16]) -> set[int]:
     return set(np.flatnonzero(seen).tolist()) - {0}
 
 
-def _is_counted(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry without an idx above 0 stands for a segment: not for the background."""
-    return "idx" not in entry and _plain(entry["name"]) != BACKGROUND
+def _check_values(segments: Segments, what: str) -> None:
+    """Refuses values that no voxel can have, the background's for a structure, and one value for two names."""
+    for name, value in segments:
+        if not (1 <= value <= LARGEST_VALUE or (value == 0 and _plain(name) == BACKGROUND)):
+            raise LabelError(f"{name!r} has {value} as {what}; number the segments from 1 to {LARGEST_VALUE}")
+    if len({value for _, value in segments}) < len(segments):
+        raise LabelError(f"two segments have the same {what}; give each its own and save again")
 
 
 def _plain(name: str) -> str:

@@ -154,6 +154,8 @@ def test_bodies_that_are_no_parameters(server: Server) -> None:
         ):  # fmt: skip
             ask(server, "POST", path, data=body, headers={"Content-Type": "application/json"})
     ask(server, "POST", "/svgd/flag", params={"image": "phantom_02"}, json={})
+    for path in ("/activelearning/svgd", "/svgd/flag?image=phantom_02", "/train/svgd", "/scoring/entropy_mi"):
+        assert ask(server, "POST", path, json={"client_id": "x" * 10_000_000}).status_code == 413, path
     for body in (b"NaN", b"[]", b"7", b"[" * 100_000, b'{"label_tag": "../x"}'):
         for path in ("/scoring/entropy_mi", "/batch/infer/svgd"):
             assert not ask(server, "POST", path, data=body, headers={"Content-Type": "application/json"}).ok, (

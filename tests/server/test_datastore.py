@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from fastapi import HTTPException
 
+from svgd_label.labels import convert_label
 from svgd_label.pool import Database, Pool, RankingRow
 from svgd_label.server.datastore import SafeDatastore
 from svgd_label.tasks import Task
@@ -223,6 +224,48 @@ def test_adding_and_removing_images(store: SafeDatastore, tmp_path: Path, upload
     assert not (folder / "d.nii.gz").exists()
     assert not (folder / "labels/final/d.nii.gz").exists()
     assert len(store.labels.versions("d")) == 1
+
+
+def test_an_image_is_not_replaced_whoever_works_on_it(store: SafeDatastore, tmp_path: Path, folder: Path) -> None:
+    other = write(tmp_path / "other.nii.gz", np.full(SHAPE, 7, np.int16))
+    for extension in (".nii.gz", ".nii"):
+        file = write(tmp_path / f"other{extension}", np.full(SHAPE, 7, np.int16))
+        assert "choose another id" in refusal(409, store.add_image, "a", str(file), {})
+    write(folder / "dropped.nii.gz", np.ones(SHAPE, np.int16))  # and not noticed yet
+    refusal(409, store.add_image, "dropped", str(other), {})
+    assert np.array_equal(stored(store.get_image_uri("a")), np.zeros(SHAPE))
+    assert np.array_equal(stored(folder / "dropped.nii.gz"), np.ones(SHAPE))
+    assert not (folder / "a.nii").exists()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_label_of_an_image_that_was_replaced_meanwhile_is_refused(
+    store: SafeDatastore, tmp_path: Path, upload: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    larger = write(tmp_path / "larger.nii.gz", np.zeros((20, 20, 20), np.int16))
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        converted = convert_label(*arguments, **named)
+        store.remove_image("a")
+        if comes_back:
+            store.add_image("a", str(larger), {})
+        return converted
+
+    monkeypatch.setattr("svgd_label.server.datastore.convert_label", slowly)
+    sentence = refusal(409, store.save_label, "a", str(upload), "final", dict(INFO))
+    assert "was replaced while its label was saved" in sentence
+    assert "refused/" in sentence
+    assert store.get_label_uri("a", "final") == ""
+    assert list((store.studies.folder / "labels" / "final").iterdir()) == []
+
+
+def test_what_a_client_is_told_of_its_label(store: SafeDatastore, tmp_path: Path) -> None:
+    file = write(tmp_path / "anterior.nii.gz", values() % 2)
+    info = {"label_info": [{"name": "anterior", "idx": 1}, {"name": "cyst", "idx": 3}]}
+    for version in (1, 2):
+        store.save_label("a", str(file), "final", info)
+        told = {"ignored": ["cyst"], "missing": ["posterior"], "version": version}
+        assert store.saved_label("a", "final") == told
 
 
 def test_the_archive_holds_what_is_labelled(store: SafeDatastore, upload: Path) -> None:

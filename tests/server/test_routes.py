@@ -1,14 +1,25 @@
 """MONAI Label's own endpoints answer from threads, and under the same addresses."""
 
 import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated, Any
 
+import nibabel
+import numpy as np
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, Body, FastAPI, File, Form, UploadFile
 from fastapi.testclient import TestClient
 from monailabel.endpoints import datastore, info, train
+from monailabel.endpoints.user.auth import User
 
+from svgd_label.pool import Database, Pool
 from svgd_label.server import guards, routes
+from svgd_label.server.body_limit import LIMIT
+from svgd_label.server.datastore import SafeDatastore
+from svgd_label.tasks import Task
 
 
 def test_no_endpoint_that_blocks_is_left_to_the_event_loop() -> None:
@@ -30,3 +41,155 @@ def test_parameters_and_answers_are_those_of_the_stock_endpoint(monkeypatch: pyt
     client = TestClient(app)
     assert client.get("/train/", params={"check_if_running": "true"}).json() == {"all": False, "running": True}
     assert client.get("/train/", params={"all": "perhaps"}).status_code == 422
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    """All routes, as a server installs them once its app runs, and two that need no study."""
+    echo = APIRouter()
+
+    @echo.post("/svgd/echo")
+    def body(body: Annotated[Any, Body()] = None) -> Any:
+        return body
+
+    @echo.put("/datastore/echo")
+    def upload(file: Annotated[UploadFile, File()], params: Annotated[str, Form()] = "") -> list[int]:
+        return [len(file.file.read()), len(params)]
+
+    app = FastAPI()
+    with TestClient(app) as client:
+        routes.install(app, echo)
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/svgd/echo"), ("POST", "/activelearning/svgd"), ("POST", "/svgd/flag?image=a"),
+        ("POST", "/train/svgd"), ("POST", "/scoring/entropy_mi"), ("POST", "/batch/infer/svgd"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_body_of_more_than_a_megabyte_is_not_parsed(client: TestClient, method: str, path: str, kind: str) -> None:
+    long = json.dumps({"client_id": "x" * LIMIT}).encode()
+    pieces = (long[begin : begin + 5000] for begin in range(0, len(long), 5000))  # their sum is not announced
+    for body in (long, pieces):
+        answer = client.request(method, path, content=body, headers={"Content-Type": kind})
+        assert answer.status_code == 413
+        assert f"longer than {LIMIT} bytes" in answer.json()["detail"]
+
+
+def test_a_body_of_less_passes(client: TestClient) -> None:
+    fits = {"x": "x" * (LIMIT - 20)}
+    assert client.post("/svgd/echo", json=fits).json() == fits
+
+
+def test_files_may_be_of_any_length_and_fields_beside_them_may_not(client: TestClient) -> None:
+    file = ("a.nii", bytes(5 * LIMIT))
+    answer = client.put("/datastore/echo", files={"file": file, "params": (None, "{}")})
+    assert answer.json() == [5 * LIMIT, 2]
+    answer = client.put("/datastore/echo", files={"file": file, "params": (None, "x" * (LIMIT + 1))})
+    assert answer.status_code == 400
+    assert "1024KB" in answer.json()["detail"]
+    assert client.put("/datastore/echo", data={"params": "x" * LIMIT}).status_code == 413
+
+
+class Study:
+    """The little of an app that requests about images and labels need, over a real store."""
+
+    def __init__(self, folder: Path) -> None:
+        self._infers = {"svgd": None}
+        task = Task(name="hips", labels=("anterior", "posterior"), window=(16, 16, 16))
+        self.pool = Pool(Database(folder / ".svgd", task="hips"), validation="fifth", max_frequency=10)
+        self.store = SafeDatastore(folder, state=folder / ".svgd", pool=self.pool, task=task, auto_reload=False)
+
+    def datastore(self) -> SafeDatastore:
+        return self.store
+
+    def on_save_label(self, image: str, label: str) -> None:
+        pass
+
+
+def volume(*values: int) -> bytes:
+    return nibabel.Nifti1Image(np.resize(np.array(values, np.uint8), (4, 5, 6)), np.eye(4)).to_bytes()
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "a.nii").write_bytes(volume(5))
+    study = Study(tmp_path / "studies")
+    for module in (guards, routes, datastore):
+        monkeypatch.setattr(module, "app_instance", lambda: study)
+    return study
+
+
+def save(client: TestClient, params: Any, **query: str) -> Any:
+    files = {"params": (None, json.dumps(params)), "label": ("l.nii", volume(0, 1))}
+    return client.put("/datastore/label", params={"image": "a", **query}, files=files)
+
+
+INFO = [{"name": "anterior", "idx": 1}, {"name": "cyst", "idx": 3}]
+
+
+def test_the_answer_to_a_label_says_what_was_left_out(client: TestClient, study: Study) -> None:
+    for tag, version in (("final", 1), ("second", 2), ("original", None)):
+        answer = save(client, {"label_info": INFO, "client_id": "anna"}, tag=tag)
+        assert answer.json() == {
+            "image": "a", "label": "a", "ignored": ["cyst"], "missing": ["posterior"], "version": version,
+        }  # fmt: skip
+    assert save(client, {"label_info": [{"name": "cyst"}]}).status_code == 400
+    assert save(client, {"label_info": INFO}, image="b").status_code == 404
+    assert save(client, {"label_info": INFO}, tag="../x").status_code == 404
+    assert save(client, [1]).status_code == 400
+
+
+def test_a_label_is_stored_under_the_name_of_who_sent_it(
+    client: TestClient, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saved_by(params: Any) -> str | None:
+        assert save(client, {"label_info": INFO, **params}).status_code == 200
+        return study.store.labels.versions("a")[-1].client
+
+    assert saved_by({"client_id": "anna"}) == "anna"
+    assert saved_by({"client_id": "anna\nINFO: forged"}) == "annaINFO: forged"
+    assert saved_by({}) == "testclient"  # the address
+    client.cookies.set(routes.CLIENT_COOKIE, "browser")
+    assert saved_by({}) == "browser"
+    client.cookies.clear()
+    monkeypatch.setattr(routes.settings, "MONAI_LABEL_AUTH_ENABLE", True)  # after which the login is asked for again
+    client.app.dependency_overrides[routes._annotator.dependency] = lambda: User(username="root")
+    assert saved_by({"client_id": "anna"}) == "root"
+    client.app.dependency_overrides.clear()
+
+
+@pytest.mark.parametrize("path", ["/datastore/", "/datastore/image"])
+def test_an_image_without_an_id_has_the_name_of_its_file(client: TestClient, study: Study, path: str) -> None:
+    def put(name: str, content: bytes, **query: str) -> Any:
+        return client.put(path, params=query, files={"file": (name, content)})
+
+    assert put("case.1.nii", volume(1)).json() == {"image": "case.1"}
+    assert put("case.2.nii", volume(2)).json() == {"image": "case.2"}
+    assert put("case.2.nii", volume(2)).json() == {"image": "case.2"}, "the same once more"
+    assert put("case.2.nii", volume(3)).status_code == 409
+    assert put("x.y.nii", volume(3), image="named").json() == {"image": "named"}
+    assert put("x.nii", volume(3), image="../named").status_code == 404
+    assert put("x.txt", volume(3)).status_code == 400
+    assert study.store.list_images() == ["a", "case.1", "case.2", "named"]
+
+
+def test_only_an_images_own_path_is_taken_for_it(client: TestClient, study: Study) -> None:
+    folder = study.store.studies.folder
+    save(client, {"label_info": INFO})
+    (folder / "notes.txt").write_text("private")
+    (folder / "series").mkdir()
+    (folder / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    study.store.refresh()
+    for image in ("a", folder / "a.nii", folder / "labels" / ".." / "a.nii", folder / "series"):
+        assert routes._is_in_study(str(image)), image
+    for other in (
+        folder, "labels/final/a.nii.gz", ".svgd/state.sqlite", ".svgd/versions/a/1.nii.gz", "notes.txt", "a.nii.gz",
+        "labels", "/etc/passwd", "labels/a.nii",
+    ):  # fmt: skip
+        answer = client.post("/infer/svgd", params={"image": str(folder / other)})
+        assert answer.status_code == 404, other

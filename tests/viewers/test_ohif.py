@@ -197,7 +197,7 @@ def test_the_whole_journey(site: Site) -> None:
     site.connected()
     first = site.drawing().series
     assert f"'id': '{first}'" in site.proposals()[-1]
-    assert "for browser-" in site.proposals()[-1]
+    assert "for 'browser-" in site.proposals()[-1]
     assert "'from': 'first'" in site.proposals()[-1]
 
     drawn = site.stroke("Brush", "anterior")

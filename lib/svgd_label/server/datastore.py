@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 from svgd_label.errors import UserError
 from svgd_label.labels import convert_label, write_label
 from svgd_label.pool import FINAL, ORIGINAL, LabelStore, Pool, Studies
-from svgd_label.pool.files import EXTENSIONS, copy_durably, make_folder, split_extension
+from svgd_label.pool.files import EXTENSIONS, copy_durably, fingerprint, make_folder, split_extension
 from svgd_label.server.answers import dictionary, plain_image, plain_tag, storing, unknown_image
 from svgd_label.server.watcher import Watcher
 from svgd_label.tasks import Task
@@ -63,6 +64,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         self._auto_reload = auto_reload
         self._on_change = on_change
         self._database = pool.database
+        self.changing = threading.RLock()
+        """Held while an image comes or goes, or a label is stored that fits one; before any transaction."""
         self._datastore_path = str(self.studies.folder)
         self._extensions = [f"*{extension}" for extension in EXTENSIONS]
         # Only its paths are of use, to DICOMWebDatastore; it never holds an object.
@@ -142,23 +145,21 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
             raise unknown_image(image_id)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Puts an uploaded image into the folder; returns its id."""
+        """Puts an uploaded image into the folder; returns its id. An image that others may look at is not replaced."""
         source = Path(image_filename)
         stem, extension = split_extension(source.name)
         image = plain_image(image_id or stem)
         if not extension:
             raise HTTPException(400, f"{source.name} is no image: send {', '.join(EXTENSIONS)}.")
         target = self.studies.folder / f"{image}{extension}"
-        with storing(), self._database.transaction():
+        with storing(), self.changing, self._database.transaction():
+            self.studies.check([image], [])  # a file that has just been dropped there is an image too
             present = self.studies.image_path(image)
-            is_other = present is not None and present != source and not _same(present, source)
-            if is_other and (self.studies.label_path(image, FINAL) is not None or Path(present or "").is_dir()):
-                raise HTTPException(409, f"Another image is called {image} already: choose another id.")
-            if source != target and not _same(target, source):
+            if present is None:
                 copy_durably(source, target)
-            if present is not None and present.is_file() and present != target:
-                present.unlink()
-            self.studies.check([image], [])
+                self.studies.check([image], [])
+            elif present != source and not _same(present, source):
+                raise HTTPException(409, f"Another image is called {image} already: choose another id.")
             self.studies.update_info(image, dictionary(image_info or {}))
         self._on_change()
         return image
@@ -168,7 +169,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         path = self.studies.image_path(plain_image(image_id))
         if path is None:
             raise unknown_image(image_id)
-        with storing():  # in one transaction, labels would be gone before it is known whether it can be committed
+        # Not in one transaction: labels would be gone before it is known whether it can be committed.
+        with storing(), self.changing:
             for tag in self.get_labels_by_image_id(image_id):
                 self.labels.remove(image_id, tag)
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -216,6 +218,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
             raise unknown_image(image)
         info = dictionary(label_info or {})
         upload = Path(label_filename)
+        content = _fingerprint(path)
         try:
             converted = convert_label(
                 upload, info.get("label_info"), image=path, labels=self._task.labels, aliases=self._task.aliases
@@ -232,20 +235,31 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
             file = self.labels.incoming(tag)
             try:
                 write_label(converted, file)
-                self.labels.save(
-                    image,
-                    tag,
-                    file,
-                    info={**info, "ignored": converted.ignored, "missing": converted.missing},
-                    client=None if client is None else str(client),
-                    model_version=version if isinstance(version, int) and 0 <= version < 2**31 else None,
-                )
+                with self.changing:
+                    if _fingerprint(path) != content:
+                        sentence = f"The image {image} was replaced while its label was saved: load it again."
+                        raise HTTPException(409, f"{sentence} {self._keep_refused(image, upload)}".strip())
+                    self.labels.save(
+                        image,
+                        tag,
+                        file,
+                        info={**info, "ignored": converted.ignored, "missing": converted.missing},
+                        client=None if client is None else str(client),
+                        model_version=version if isinstance(version, int) and 0 <= version < 2**31 else None,
+                    )
             except KeyError as error:
                 raise unknown_image(image) from error
             finally:
                 file.unlink(missing_ok=True)  # a label that was saved does not lie there any more
         logger.info("Saved the label %s/%s.", tag, image)
         return image
+
+    def saved_label(self, image: str, tag: str) -> dict[str, Any]:
+        """What a client is told of its label: segments ``ignored``, structures ``missing``, and its ``version``."""
+        read = self._database.connection.execute
+        row = read("SELECT info, number FROM labels WHERE image = ? AND tag = ?", (image, tag)).fetchone()
+        info = {} if row is None else json.loads(row["info"])
+        return {"ignored": info.get("ignored"), "missing": info.get("missing"), "version": row and row["number"]}
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Deletes a label; its versions stay in the state folder."""
@@ -374,6 +388,11 @@ _WITH_FINAL = f"JOIN labels l ON l.image = i.image AND l.tag = '{FINAL}'"
 
 def _bytes(path: str) -> io.BytesIO | None:
     return io.BytesIO(Path(path).read_bytes()) if path else None
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Of an image that may have gone."""
+    return fingerprint(path) if path.exists() else None
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -21,8 +21,11 @@ from monailabel.endpoints import batch_infer, datastore, infer, info, logs, ohif
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from svgd_label.pool import FINAL
+from svgd_label.pool.files import split_extension
 from svgd_label.server import guards
-from svgd_label.server.answers import plain_image, unknown_image
+from svgd_label.server.answers import plain_image, plain_tag, unknown_image
+from svgd_label.server.body_limit import BodyLimit
 from svgd_label.server.requests import RequestError, TrainRequest
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ _NOT_OFFERED = ("/infer/wsi/{_}", "/infer/wsi_v2/{_}", "/proxy/{_:path}", "/mode
 
 router = APIRouter()
 _user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+_annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 _admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 # Any, because FastAPI cannot send back what it finds wrong with NaN.
 Parameters = Annotated[Any, Body()]
@@ -88,7 +92,7 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
     proposed = app.next_sample({**params, "strategy": strategy})
     if not proposed:
         return {}
-    logger.info("next sample for %s: %s", params["client_id"], proposed)
+    logger.info("next sample for %r: %s", params["client_id"], proposed)
     return {**proposed, **app.datastore().get_image_info(proposed["id"]), "id": proposed["id"]}
 
 
@@ -106,6 +110,46 @@ def flag(image: str, params: Parameters = None) -> dict[str, Any]:
     app.on_flag(image)
     state: dict[str, Any] = app.pool.image_state(image)
     return state
+
+
+@router.put("/datastore/label")
+def save_label(
+    request: Request,
+    background_tasks: BackgroundTasks,
+    image: str,
+    label: Annotated[UploadFile, File()],
+    params: Annotated[str, Form()] = "{}",
+    tag: str = FINAL,
+    user: User = _annotator,
+) -> dict[str, Any]:
+    """Saves a label under the name of who sends it; says which of its segments were left out, and what it lacks."""
+    guards.upload(label)
+    tag = plain_tag(tag or FINAL)
+    given = guards.json_object(params)
+    given["client_id"] = _client(request, given, user)
+    store = app_instance().datastore()
+    if not store.get_image_uri(image):
+        raise unknown_image(image)
+    with _tidied(background_tasks):
+        answer = datastore.save_label(background_tasks, image, json.dumps(given), tag, label, user.username)
+    return {**answer, **store.saved_label(image, tag)}
+
+
+@router.put("/datastore/", include_in_schema=False)
+@router.put("/datastore/image")
+def add_image(
+    background_tasks: BackgroundTasks,
+    file: Annotated[UploadFile, File()],
+    image: str = "",
+    params: Annotated[str, Form()] = "{}",
+    user: User = _annotator,
+) -> Any:
+    """Adds an image; without an id, ``case.1.nii.gz`` is ``case.1``, where MONAI Label would call it ``case``."""
+    guards.upload(file)
+    guards.json_object(params)
+    image = plain_image(image or split_extension(Path(file.filename or "").name)[0])
+    with _tidied(background_tasks):
+        return datastore.add_image(background_tasks, image, params, file, user.username)
 
 
 @router.post("/train/{model}", dependencies=[_admin])
@@ -128,19 +172,22 @@ def run_trainings(params: Parameters = None, run_sync: bool = False) -> Any:
 def _client(request: Request, params: dict[str, Any], user: User) -> str:
     """Who asks: told by login, else by the ``client_id`` that is sent, else by the browser's cookie or the address."""
     login = user.username if settings.MONAI_LABEL_AUTH_ENABLE else None
-    address = request.client.host if request.client else None
-    return str(login or params.get("client_id") or request.cookies.get(CLIENT_COOKIE) or address or "anonymous")[:200]
+    address = request.client.host if request.client else ""
+    client = str(login or params.get("client_id") or request.cookies.get(CLIENT_COOKIE) or address)
+    return "".join(filter(str.isprintable, client))[:200] or "anonymous"  # a line break would forge a line of the log
 
 
 def _is_in_study(image: str) -> bool:
-    """Whether an id, or the path of a file or folder, belongs to the studies folder."""
-    app = app_instance()
-    if os.sep in image:
-        try:
-            return Path(image).resolve().is_relative_to(Path(app.studies).resolve())
-        except (OSError, ValueError):  # a loop of links, a zero byte
-            return False
-    return bool(app.datastore().get_image_uri(image))
+    """Whether this is the id of an image, or the path of its file or folder."""
+    store = app_instance().datastore()
+    if os.sep not in image:
+        return bool(store.get_image_uri(image))
+    try:
+        path = Path(image)
+        known = store.get_image_uri(split_extension(path.name)[0])
+        return bool(known) and Path(known).resolve() == path.resolve()
+    except (OSError, ValueError):  # a loop of links, a zero byte
+        return False
 
 
 def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
@@ -156,7 +203,10 @@ def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
 
 
 def install(app: FastAPI, *others: APIRouter) -> None:
-    """Puts these routes in front of MONAI Label's, ``others`` first, and takes the hanging ``/reload`` away."""
+    """Puts these routes in front of MONAI Label's, ``others`` first, and takes the hanging ``/reload`` away.
+
+    All of them get a limit on the length of bodies.
+    """
     before = len(app.router.routes)
     for other in others:
         app.include_router(other)
@@ -167,6 +217,8 @@ def install(app: FastAPI, *others: APIRouter) -> None:
     routes = app.router.routes
     ours = routes[before:]
     routes[:] = [*ours, *(route for route in routes[:before] if getattr(route, "path", None) != "/reload")]
+    # An app that has begun its lifespan takes no more middleware; its router lies within what it has.
+    app.router.middleware_stack = BodyLimit(app.router.middleware_stack)
 
 
 def _not_offered() -> None:

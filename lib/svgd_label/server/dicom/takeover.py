@@ -136,7 +136,11 @@ class Takeover:
             if isinstance(error, SegmentationError):
                 raise
             raise SegmentationError(f"it cannot be read ({type(error).__name__})") from error
-        with tempfile.TemporaryDirectory() as folder, self._database.transaction() as connection:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            self._store.changing,  # as every save: the lock first, then the transaction
+            self._database.transaction() as connection,
+        ):
             file = Path(folder) / "label.nii.gz"
             write_label(ConvertedLabel(numbers.astype(np.uint8), affine, [], []), file)
             info = {"label_info": [{"name": name, "idx": number} for name, number in segments], "client_id": CLIENT}

@@ -196,6 +196,7 @@ def test_images_without_predicted_foreground_come_last() -> None:
 # ClaSP PE
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), st.integers(1, 5))
 def test_two_thirds_of_the_query_are_split_over_the_classes_and_the_rest_goes_by_entropy(
     queries: int, classes: int

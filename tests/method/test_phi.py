@@ -146,6 +146,24 @@ def test_two_that_coincide_move_together_however_the_median_falls() -> None:
         torch.testing.assert_close(velocity[0], velocity[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [2, 20])
+def test_nearly_coincident_particles_have_finite_velocities(dtype: torch.dtype, count: int) -> None:
+    tiny = torch.finfo(dtype).tiny
+    scores = torch.linspace(-1, 1, count, dtype=dtype).unsqueeze(1)
+    for exponent in np.linspace(1.2, 0.3, 40):  # squared it is below the smallest number, around it, and above it
+        particles = torch.arange(count, dtype=dtype).unsqueeze(1) * tiny**exponent
+        h = median_bandwidth(particles)
+        assert h >= 4 * tiny
+        velocity = phi(particles, scores)
+        assert velocity.isfinite().all()
+        if h == 1:
+            torch.testing.assert_close(velocity, scores.mean(dim=0).expand(count, 1))
+    assert h < 1
+    given = phi(torch.arange(count, dtype=dtype).unsqueeze(1) * tiny**0.5, scores, bandwidth=4 * tiny)
+    assert given.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("particles", "scores", "bandwidth", "sentence"),
     [
@@ -154,6 +172,9 @@ def test_two_that_coincide_move_together_however_the_median_falls() -> None:
         (torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3, dtype=torch.bfloat16), None, "float32"),
         (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64), None, "both"),
         (torch.zeros(2, 3), torch.zeros(2, 3), 0.0, "positive"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), 1e-38, "at least 4.7e-38"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), math.nan, "positive"),
+        (torch.zeros(0, 3), torch.zeros(0, 3), None, "M >= 1"),
     ],
 )
 def test_wrong_arguments_are_refused(particles: Tensor, scores: Tensor, bandwidth: float | None, sentence: str) -> None:

@@ -128,6 +128,17 @@ def test_close_particles_far_from_the_origin_lose_no_digits_in_float32() -> None
     torch.testing.assert_close(optimizer.velocity().double(), exact, rtol=1e-4, atol=1e-4)
 
 
+def test_the_median_bandwidth_is_constant_under_differentiation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    particles, scores, direction = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    h = float(median_bandwidth(particles))
+    gradients = []
+    for bandwidth in (None, h):
+        x = particles.clone().requires_grad_()
+        gradients.append(torch.autograd.grad((phi(x, scores, bandwidth=bandwidth) * direction).sum(), x)[0])
+    torch.testing.assert_close(*gradients)
+
+
 def test_coincident_particles_give_the_mean_score_and_finite_numbers() -> None:
     particles = torch.ones(4, 3)
     scores = torch.arange(12.0).reshape(4, 3)

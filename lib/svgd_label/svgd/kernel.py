@@ -93,7 +93,7 @@ def velocity_weights(particles: Tensor, *, bandwidth: float | None = None) -> Te
 
     Args:
         particles: (M, P).
-        bandwidth: as for :func:`phi`.
+        bandwidth: as for :func:`phi`; the median heuristic's is constant under differentiation.
 
     Raises:
         ValueError: the bandwidth is below :func:`smallest_bandwidth`.
@@ -102,7 +102,7 @@ def velocity_weights(particles: Tensor, *, bandwidth: float | None = None) -> Te
         raise ValueError(f"the bandwidth must be positive, at least {least:.1e} for {particles.dtype}, not {bandwidth}")
     count = particles.shape[0]
     distances = pairwise_distances(particles)
-    h = _median_bandwidth(distances, count) if bandwidth is None else bandwidth
+    h = _median_bandwidth(distances.detach(), count) if bandwidth is None else bandwidth
     kernel = torch.eye(count, dtype=particles.dtype, device=particles.device)
     rows, columns = torch.triu_indices(count, count, offset=1, device=particles.device)
     kernel[rows, columns] = kernel[columns, rows] = torch.exp(-distances.square() / h)

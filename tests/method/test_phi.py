@@ -255,6 +255,28 @@ def test_particles_of_two_architectures_are_refused() -> None:
         )
 
 
+def test_particles_in_two_memory_formats_and_views_with_gaps_are_refused() -> None:
+    committee = Committee.build(lambda: nn.Conv3d(2, 4, 3), size=2, seed=0)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.1), committee.trainable())
+    optimizer.step()
+    committee.particles[1].to(memory_format=torch.channels_last_3d)
+    with pytest.raises(ValueError, match="one memory format"):
+        optimizer.step()
+    committee.to(memory_format=torch.channels_last_3d)
+    optimizer.step()
+    for values in (torch.zeros(4, 6)[:, ::2], torch.zeros(4, 1).expand(4, 3)):
+        gaps = [nn.Parameter(values) for _ in range(2)]
+        with pytest.raises(ValueError, match="dense"):
+            SVGD(torch.optim.SGD(gaps, lr=0.1), [[parameter] for parameter in gaps]).step()
+
+
+def test_the_velocity_of_channels_last_weights_is_in_the_order_of_the_matrix() -> None:
+    committee = Committee.build(lambda: nn.Conv3d(2, 4, 3), size=3, seed=0).to(memory_format=torch.channels_last_3d)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=1.0), committee.trainable(), prior_std=0.5)
+    theta = committee.matrix()
+    torch.testing.assert_close(optimizer.velocity(), phi(theta, -theta / 0.25))
+
+
 def test_asking_for_the_velocity_changes_nothing_and_a_step_leaves_its_own_gradients() -> None:
     committee, twin = (Committee.build(network, size=3, seed=0) for _ in range(2))
     optimizer, other = (SVGD(torch.optim.SGD(c.parameters(), lr=0.1), c.trainable()) for c in (committee, twin))

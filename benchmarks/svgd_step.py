@@ -2,8 +2,8 @@
 
 Ours is the training engine's own iteration: forward and backward of every particle, kernel, velocity, Adam. Theirs is
 what anyone would write for one network: forward, the same loss, backward, Adam; M of them, each on its own network.
-Peak memory is a fresh process's that takes three steps, against the same with one particle. It grows with M by three
-copies of the weights for SVGD and two for Adam, while the activations are those of one particle.
+Peak memory is a fresh process's that takes three steps, against the same with one particle. It grows with M by the
+weights, their gradients, Adam's two moments and what SVGD gathers; the activations are those of one particle.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,9 @@ def run(*, quick: bool) -> list[Measurement]:
     grown = memory[size] / memory[1]
     return [
         Measurement("svgd_step", ratio, TARGET, ours, theirs, f"seconds for {size} particles", details),
-        Measurement("svgd_memory", grown, MEMORY_TARGET, memory[size], memory[1], "GiB, 5 particles against 1", peaks),
+        Measurement(
+            "svgd_memory", grown, MEMORY_TARGET, memory[size], memory[1], f"GiB, {size} particles against 1", peaks
+        ),
     ]
 
 

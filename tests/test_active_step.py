@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,18 @@ def test_images_that_cannot_be_used_are_named_and_never_ranked(
         assert pool.image_state(image)["unusable"] == result.unusable[image]
     # A file that is away may come back, without anybody having to clear a mark.
     assert pool.image_state("e")["unusable"] is None
+
+
+def test_an_image_on_which_the_network_comes_to_nan_is_named_and_spoils_no_other(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    numbers = count()  # an image is one window
+    committee.particles[0].register_forward_hook(lambda *given: given[2] * (np.nan if next(numbers) == 1 else 1))
+    result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert result.unusable == {"b": pool.image_state("b")["unusable"]}
+    assert result.unusable["b"].startswith("b: the network's answer holds NaN")
+    assert {row.image for row in pool.ranking()} == set("acdef")
+    assert result.acquisition is not None
 
 
 def test_over_the_limit_a_random_subset_and_all_labelled_are_scored(

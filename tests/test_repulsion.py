@@ -86,6 +86,16 @@ class _Reader(nn.Module):
         return 50.0 * nn.functional.one_hot(classes, 3).movedim(-1, 1).float()
 
 
+class _Nothing(_Reader):
+    """A particle that says background everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(0 * x)
+
+
 def test_a_committee_is_measured_by_its_mean_and_its_particles_against_each_other(tiny: Task) -> None:
     label = torch.from_numpy(blob((16, 16, 16), 0)[1]).unsqueeze(0)
     cases = [{"image": label.float(), "label": label}]
@@ -98,6 +108,18 @@ def test_a_committee_is_measured_by_its_mean_and_its_particles_against_each_othe
     assert outvoted["particle_dice"] == pytest.approx((2 + single["dice"]) / 3)
     assert outvoted["disagreement"] == pytest.approx(2 / 3 * (1 - single["dice"]))
     assert outvoted["jsd"] > 0
+
+
+def test_a_particle_that_finds_nothing_disagrees_fully_with_one_that_does(tiny: Task) -> None:
+    label = torch.from_numpy(blob((16, 16, 16), 0)[1]).unsqueeze(0)
+    cases = [{"image": label.float(), "label": label}]
+    for particles, expected in (
+        ([_Reader(0), _Nothing()], 1),
+        ([_Nothing(), _Reader(0)], 1),
+        ([_Nothing(), _Nothing()], 0),
+        ([_Reader(0), _Reader(0), _Nothing()], 2 / 3),
+    ):
+        assert measure(tiny, Committee(particles), cases)["disagreement"] == pytest.approx(expected)
 
 
 def _trained(task: Task, data: Path, arm: Arm) -> Committee:
@@ -171,10 +193,22 @@ def test_a_finished_run_is_not_run_again_and_all_are_drawn(tiny: Task, data: Pat
     assert [record["step"] for record in runs[0]["dev"]] == [1, 2, 3, 4]
     assert runs[0]["terms"] == runs[1]["terms"]  # the first step sees the same weights and the same batch
     study(tiny, data, tmp_path, arms=["svgd"], seeds=[100], volumes=2, dev=2)
+    study(tiny, data, tmp_path, arms=["svgd"], seeds=[100], volumes=2, dev=3)  # there are but two
     assert len(repulsion.read(tmp_path / "runs.jsonl")) == 3
     draw(runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
     assert table(runs).count("\n") == 2 + 3
+
+
+def test_another_network_or_number_of_volumes_to_measure_on_is_another_run(
+    tiny: Task, data: Path, tmp_path: Path
+) -> None:
+    arguments = {**tiny.network.arguments, "channels": [4, 6]}
+    other = tiny.model_copy(update={"network": tiny.network.model_copy(update={"arguments": arguments})})
+    for task, dev in ((tiny, 1), (tiny, 2), (other, 2), (other, 2)):
+        study(task, data, tmp_path, arms=["ensemble"], seeds=[100], volumes=1, dev=dev)
+    runs = repulsion.read(tmp_path / "runs.jsonl")
+    assert [(run["dev_volumes"], run["network"]["channels"]) for run in runs] == [(1, [4, 8]), (2, [4, 8]), (2, [4, 6])]
 
 
 def test_an_unknown_arm_is_refused(tiny: Task, data: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Scores of one image equal those computed from the particles' logits by numpy; saturated images are told."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.special import softmax
 from svgd_label.checkpoint import new_committee
 from svgd_label.images import ImageError
 from svgd_label.scoring import mi_codes, mi_shape, prepare, score
+from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 
 from .conftest import blob, save_nifti
@@ -43,6 +45,19 @@ def test_scores_are_over_the_images_own_voxels(
     assert row.variance == pytest.approx(reduce(p.var(axis=0).sum(axis=0)), rel=1e-3)
     assert row.details["volume_voxels"] == {"one": (mean.argmax(axis=0) == 1).sum(), "two": (mean.argmax(0) == 2).sum()}
     assert row.details["class_entropy"]["two"] == pytest.approx(reduce(mean[2] * entropy), rel=1e-4)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_overlapping_windows_are_no_disagreement_of_equal_particles(tmp_path: Path, tiny: Task, particles: int) -> None:
+    one = new_committee(tiny, seed=2).eval().particles[0]
+    for weight in one.parameters():
+        if weight.ndim == 5:  # so large that neighbouring windows differ in where they overlap
+            weight.data *= 3
+    prepared = prepare(tiny, "a", str(save_nifti(tmp_path / "a.nii.gz", blob((28, 28, 28), 0)[0])))
+    row = score(tiny, Committee([one, *(deepcopy(one) for _ in range(particles - 1))]), prepared)
+    assert row.jsd == pytest.approx(0, abs=1e-6)
+    assert row.variance == pytest.approx(0, abs=1e-6)
+    assert row.entropy > row.expected_entropy + 1e-3
 
 
 def test_features_are_the_mean_of_the_particles_bottlenecks(tmp_path: Path, tiny: Task) -> None:

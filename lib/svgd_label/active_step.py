@@ -73,14 +73,18 @@ def score_pool(
         if (newest := pool.model_version()) is not None and newest > version:
             logger.info("scoring for version %d ends: version %d is there", version, newest)
             return result
-        if isinstance(prepared, ImageError):
-            logger.warning("cannot be scored: %s", prepared)
-            result.unusable[image] = str(prepared)
-            _mark(pool, image, prepared)
+        try:
+            if isinstance(prepared, ImageError):
+                raise prepared
+            row = _finite(score(task, committee, prepared))
+        except ImageError as error:
+            logger.warning("cannot be scored: %s", error)
+            result.unusable[image] = str(error)
+            _mark(pool, image, error)
         else:
             if image not in with_codes:
                 pool.write_codes({image: prepared.codes}, fingerprints)
-            pool.write_score(version, score(task, committee, prepared), fingerprint=fingerprints.get(image))
+            pool.write_score(version, row, fingerprint=fingerprints.get(image))
             result.scored += 1
         if on_progress is not None:
             on_progress(number, len(todo))
@@ -199,6 +203,14 @@ def _read(
         except Exception as error:
             logger.exception("%s cannot be read", image)
             yield image, ImageError(f"{image}: cannot be read ({type(error).__name__}), see the log", passing=True)
+
+
+def _finite(row: ScoreRow) -> ScoreRow:
+    """The row, where all of its numbers are finite: a single one that is not would spoil the whole ranking."""
+    values = [row.entropy, row.expected_entropy, row.jsd, row.variance, *row.details["class_entropy"].values()]
+    if not (np.isfinite(values).all() and (row.features is None or np.isfinite(row.features).all())):
+        raise ImageError(f"{row.image}: the network's answer holds NaN or infinite values, so it cannot be ranked")
+    return row
 
 
 def _mark(pool: Pool, image: str, error: ImageError) -> None:

@@ -107,7 +107,7 @@ def cores(task: Task, shape: Sequence[int]) -> list[tuple[slice, ...]]:
 
 
 def particle_moments(committee: Committee, x: Tensor) -> Tensor:
-    """The committee's running sums on one batch of windows, (B, C + 2, *window); see ``ParticleMoments``."""
+    """What the committee thinks of one batch of windows, (B, C + 3, *window); see ``ParticleMoments.stacked``."""
     moments = ParticleMoments()
     for probabilities in committee.probabilities(_channels_last(x)):
         moments.add(probabilities)

@@ -84,14 +84,16 @@ def mutual_information_matrix(
         (U, T), NaN where not wanted.
 
     Raises:
-        ValueError: two sizes, no voxels, NaN, or values out of range.
+        ValueError: two sizes, no voxels, NaN, values out of range, or ``wanted`` of another shape.
     """
-    left, right = _stacked(images, bins), _stacked(partners, bins)
-    if left.size and right.size and left.shape[1] != right.shape[1]:
-        raise ValueError(
-            f"mutual information needs two images of one size, not of {left.shape[1]} and {right.shape[1]} voxels"
-        )
+    (left, shape), (right, other) = _stacked(images, bins), _stacked(partners, bins)
+    if left.size and right.size and shape != other:
+        raise ValueError(f"mutual information needs two images of one size, not of {shape} and {other} voxels")
     matrix = np.full((len(left), len(right)), np.nan)
+    if wanted is not None and wanted.shape != matrix.shape:
+        raise ValueError(
+            f"wanted must have a row for each image and a column for each partner, {matrix.shape}, not {wanted.shape}"
+        )
     rows, columns = np.nonzero(np.ones(matrix.shape, np.bool_) if wanted is None else wanted)
     if rows.size:
         count = _count_on_cpu if device is None else functools.partial(_count_by_scatter, device=device)
@@ -100,12 +102,18 @@ def mutual_information_matrix(
 
 
 def saturated(image_codes: Codes, *, share: float = 0.99) -> bool:
-    """Whether ``share`` or more of the voxels have one code: such an image has no mutual information to speak of."""
+    """Whether ``share`` or more of the voxels have one code: such an image has no mutual information to speak of.
+
+    Raises:
+        ValueError: it has no voxels.
+    """
+    if not image_codes.size:
+        raise ValueError("an image without voxels is neither saturated nor not")
     return bool(np.bincount(image_codes.ravel()).max() >= share * image_codes.size)
 
 
-def _stacked(images: Iterable[ArrayLike], bins: int) -> Codes:
-    """(number of images, N), each row contiguous."""
+def _stacked(images: Iterable[ArrayLike], bins: int) -> tuple[Codes, tuple[int, ...]]:
+    """(number of images, N), each row contiguous, and the images' one shape."""
     given = list(images)
     parts = _in_threads(lambda part: [codes(image, bins=bins) for image in given[part]], len(given))
     rows = [row for part in parts for row in part]
@@ -113,7 +121,7 @@ def _stacked(images: Iterable[ArrayLike], bins: int) -> Codes:
         raise ValueError(f"mutual information needs images of one size, not {sorted({row.shape for row in rows})}")
     if rows and not rows[0].size:
         raise ValueError("mutual information needs images with at least one voxel")
-    return np.stack([row.ravel() for row in rows]) if rows else np.empty((0, 0), np.uint8)
+    return (np.stack([row.ravel() for row in rows]), rows[0].shape) if rows else (np.empty((0, 0), np.uint8), ())
 
 
 def _in_threads(work: Callable[[slice], Result], number: int) -> list[Result]:

@@ -14,16 +14,19 @@ def entropy(probabilities: Tensor, dim: int) -> Tensor:
     Args:
         probabilities: any shape, non-negative and summing to 1 along ``dim``.
         dim: the class axis, which the result has no longer.
+
+    Returns:
+        At least 0, also where rounding has made a probability greater than 1.
     """
     terms: Tensor = torch.special.entr(probabilities)
-    return terms.sum(dim=dim)
+    return terms.sum(dim=dim).clamp(min=0)
 
 
 @dataclass
 class ParticleMoments:
-    """Running sums over particles, from which every map follows without holding M volumes.
+    """Running sums over particles in one window, from which every map follows without holding M volumes.
 
-    Each map has the shape (B, *spatial). ``add`` takes one particle's probabilities, (B, C, *spatial).
+    Each sum has the shape (B, *spatial). ``add`` takes one particle's probabilities, (B, C, *spatial).
     """
 
     count: int = 0
@@ -43,39 +46,44 @@ class ParticleMoments:
             self.entropies += entropies
 
     def stacked(self) -> Tensor:
-        """Mean probabilities, mean square summed over classes, mean entropy: (B, C + 2, *spatial).
+        """Mean probabilities, variance summed over classes, mean entropy, JSD: (B, C + 3, *spatial).
 
-        One tensor, because that is what a sliding window can stitch; :func:`maps` takes it apart again.
+        One tensor, because that is what a sliding window can stitch; :func:`maps` takes it apart again. Variance and
+        JSD are taken here, of the particles in this window alone: from stitched sums they would grow by what
+        neighbouring windows differ in.
         """
         assert self.total is not None and self.squares is not None and self.entropies is not None
-        return torch.cat([self.total, self.squares.unsqueeze(1), self.entropies.unsqueeze(1)], dim=1) / self.count
+        mean, expected = self.total / self.count, self.entropies / self.count
+        variance = (self.squares / self.count - mean.square().sum(dim=1)).clamp(min=0)
+        jsd = (entropy(mean, dim=1) - expected).clamp(min=0)
+        return torch.cat([mean, torch.stack([variance, expected, jsd], dim=1)], dim=1)
 
 
 @dataclass(frozen=True)
 class UncertaintyMaps:
-    """What the committee thinks of an image; shapes (B, C, *spatial) for ``mean``, (B, *spatial) for the rest."""
+    """What the committee thinks of an image; shapes (B, C, *spatial) for ``mean``, (B, *spatial) for the rest.
+
+    Where windows overlap, each map but ``entropy`` is the blend of theirs.
+    """
 
     mean: Tensor
     entropy: Tensor
-    """Of the particle average, H(mean), at most log C."""
+    """Of the particle average, H(mean), blended before: at least 0, at most log C."""
     expected_entropy: Tensor
     """Mean over particles of each one's own entropy, never above ``entropy``."""
     jsd: Tensor
     """Jensen-Shannon divergence with equal weights, H(mean) - mean H, which is BALD (Kuo 2018; Houlsby 2011).
 
-    The square of scipy's ``jensenshannon``, which gives the distance of two; 0 where all particles agree."""
+    The square of scipy's ``jensenshannon``, which gives the distance of two; 0 where all particles agree. Where windows
+    overlap it is at most ``entropy - expected_entropy``, which holds what the windows differ in too."""
     variance: Tensor
     """Over particles (1/M, not 1/(M - 1)), summed over classes."""
 
 
 def maps(stacked: Tensor) -> UncertaintyMaps:
-    """The maps from the stitched sums of :meth:`ParticleMoments.stacked`."""
-    mean, squares, expected = stacked[:, :-2], stacked[:, -2], stacked[:, -1]
-    total = entropy(mean, dim=1)
+    """The maps from what :meth:`ParticleMoments.stacked` gives, (B, C + 3, *spatial), stitched or of one window."""
+    mean = stacked[:, :-3]
+    variance, expected, jsd = stacked[:, -3:].unbind(dim=1)
     return UncertaintyMaps(
-        mean=mean,
-        entropy=total,
-        expected_entropy=expected,
-        jsd=(total - expected).clamp(min=0),
-        variance=(squares - mean.square().sum(dim=1)).clamp(min=0),
+        mean=mean, entropy=entropy(mean, dim=1), expected_entropy=expected, jsd=jsd, variance=variance
     )

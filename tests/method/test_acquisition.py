@@ -108,6 +108,16 @@ def test_labelled_images_stay_for_the_papers_rule_and_leave_for_the_others() -> 
     assert {name for name, entry in STRATEGIES.items() if entry.keeps_labelled} == KEEPING
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("column", ["entropy", "mutual_information", "class_entropy", "features"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_pool_with_a_value_that_is_not_finite_is_ranked(name: str, column: str, value: float) -> None:
+    pool = candidates("abcd", labelled="d")
+    getattr(pool, column)[1] = value
+    with pytest.raises(ValueError, match=f"their {column} holds NaN"):
+        rank(strategy(name), pool)
+
+
 def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(StrategyError, match="entropy_mi"):
         strategy("nope")
@@ -196,6 +206,7 @@ def test_images_without_predicted_foreground_come_last() -> None:
 # ClaSP PE
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), st.integers(1, 5))
 def test_two_thirds_of_the_query_are_split_over_the_classes_and_the_rest_goes_by_entropy(
     queries: int, classes: int

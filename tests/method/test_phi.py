@@ -128,6 +128,17 @@ def test_close_particles_far_from_the_origin_lose_no_digits_in_float32() -> None
     torch.testing.assert_close(optimizer.velocity().double(), exact, rtol=1e-4, atol=1e-4)
 
 
+def test_the_median_bandwidth_is_constant_under_differentiation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    particles, scores, direction = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    h = float(median_bandwidth(particles))
+    gradients = []
+    for bandwidth in (None, h):
+        x = particles.clone().requires_grad_()
+        gradients.append(torch.autograd.grad((phi(x, scores, bandwidth=bandwidth) * direction).sum(), x)[0])
+    torch.testing.assert_close(*gradients)
+
+
 def test_coincident_particles_give_the_mean_score_and_finite_numbers() -> None:
     particles = torch.ones(4, 3)
     scores = torch.arange(12.0).reshape(4, 3)
@@ -146,6 +157,24 @@ def test_two_that_coincide_move_together_however_the_median_falls() -> None:
         torch.testing.assert_close(velocity[0], velocity[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [2, 20])
+def test_nearly_coincident_particles_have_finite_velocities(dtype: torch.dtype, count: int) -> None:
+    tiny = torch.finfo(dtype).tiny
+    scores = torch.linspace(-1, 1, count, dtype=dtype).unsqueeze(1)
+    for exponent in np.linspace(1.2, 0.3, 40):  # squared it is below the smallest number, around it, and above it
+        particles = torch.arange(count, dtype=dtype).unsqueeze(1) * tiny**exponent
+        h = median_bandwidth(particles)
+        assert h >= 4 * tiny
+        velocity = phi(particles, scores)
+        assert velocity.isfinite().all()
+        if h == 1:
+            torch.testing.assert_close(velocity, scores.mean(dim=0).expand(count, 1))
+    assert h < 1
+    given = phi(torch.arange(count, dtype=dtype).unsqueeze(1) * tiny**0.5, scores, bandwidth=4 * tiny)
+    assert given.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("particles", "scores", "bandwidth", "sentence"),
     [
@@ -154,6 +183,9 @@ def test_two_that_coincide_move_together_however_the_median_falls() -> None:
         (torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3, dtype=torch.bfloat16), None, "float32"),
         (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64), None, "both"),
         (torch.zeros(2, 3), torch.zeros(2, 3), 0.0, "positive"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), 1e-38, "at least 4.7e-38"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), math.nan, "positive"),
+        (torch.zeros(0, 3), torch.zeros(0, 3), None, "M >= 1"),
     ],
 )
 def test_wrong_arguments_are_refused(particles: Tensor, scores: Tensor, bandwidth: float | None, sentence: str) -> None:
@@ -221,6 +253,28 @@ def test_particles_of_two_architectures_are_refused() -> None:
             torch.optim.SGD([*one.parameters(), *other.parameters()], lr=1.0),
             [list(one.parameters()), list(other.parameters())],
         )
+
+
+def test_particles_in_two_memory_formats_and_views_with_gaps_are_refused() -> None:
+    committee = Committee.build(lambda: nn.Conv3d(2, 4, 3), size=2, seed=0)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.1), committee.trainable())
+    optimizer.step()
+    committee.particles[1].to(memory_format=torch.channels_last_3d)
+    with pytest.raises(ValueError, match="one memory format"):
+        optimizer.step()
+    committee.to(memory_format=torch.channels_last_3d)
+    optimizer.step()
+    for values in (torch.zeros(4, 6)[:, ::2], torch.zeros(4, 1).expand(4, 3)):
+        gaps = [nn.Parameter(values) for _ in range(2)]
+        with pytest.raises(ValueError, match="dense"):
+            SVGD(torch.optim.SGD(gaps, lr=0.1), [[parameter] for parameter in gaps]).step()
+
+
+def test_the_velocity_of_channels_last_weights_is_in_the_order_of_the_matrix() -> None:
+    committee = Committee.build(lambda: nn.Conv3d(2, 4, 3), size=3, seed=0).to(memory_format=torch.channels_last_3d)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=1.0), committee.trainable(), prior_std=0.5)
+    theta = committee.matrix()
+    torch.testing.assert_close(optimizer.velocity(), phi(theta, -theta / 0.25))
 
 
 def test_asking_for_the_velocity_changes_nothing_and_a_step_leaves_its_own_gradients() -> None:

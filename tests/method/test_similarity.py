@@ -78,6 +78,13 @@ def test_more_pairs_than_are_counted_in_one_block(device: torch.device | None) -
     assert found.min() >= 0
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (3,), (1, 2), (3, 1)])
+def test_wanted_of_another_shape_than_the_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    images = np.zeros((3, 4))
+    with pytest.raises(ValueError, match="wanted must have"):
+        mutual_information_matrix(images, images[:2], wanted=np.ones(shape, np.bool_))
+
+
 def test_nobody_with_nobody_is_an_empty_matrix() -> None:
     assert mutual_information_matrix([], [np.zeros(3)]).shape == (0, 1)
     assert mutual_information_matrix([np.zeros(3)], []).shape == (1, 0)
@@ -109,6 +116,8 @@ def test_two_sizes_and_images_without_voxels_are_refused() -> None:
         mutual_information(np.zeros((2, 2)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="one size"):
         mutual_information_matrix([np.zeros(4), np.zeros(5)], [np.zeros(4)])
+    with pytest.raises(ValueError, match="one size"):
+        mutual_information(np.zeros((2, 3)), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="at least one voxel"):
         mutual_information(np.zeros(0), np.zeros(0))
 
@@ -119,3 +128,5 @@ def test_an_image_is_saturated_from_99_percent_of_one_code_on() -> None:
     assert not saturated(values)
     values[10] = 0
     assert saturated(values)
+    with pytest.raises(ValueError, match="without voxels"):
+        saturated(values[:0])

@@ -52,7 +52,14 @@ def strategy(name: str) -> QueryStrategy:
 
 
 def rank(chosen: QueryStrategy, candidates: Candidates) -> list[tuple[str, float]]:
-    """(image, score) of all candidates that the strategy keeps, best first, ties by id."""
+    """(image, score) of all candidates that the strategy keeps, best first, ties by id.
+
+    Raises:
+        ValueError: a column holds NaN or infinite values, of which a single one would change every image's place.
+    """
+    for name, column in candidates.columns().items():
+        if not np.isfinite(column).all():
+            raise ValueError(f"the images cannot be ranked: their {name} holds NaN or infinite values")
     by_id = np.array(sorted(range(len(candidates)), key=candidates.images.__getitem__), dtype=np.intp)
     labelled = candidates.labelled[by_id]
     pool = candidates.select(by_id if chosen.keeps_labelled else by_id[~labelled])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,12 @@ class Candidates:
 
     def select(self, rows: NDArray[np.intp]) -> "Candidates":
         """These rows, in this order."""
-        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in _POOL_WIDE}
+        columns = {name: column[rows] for name, column in self.columns().items()}
         return replace(self, images=tuple(self.images[row] for row in rows), **columns)
+
+    def columns(self) -> dict[str, Any]:
+        """What has a row for each image, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _POOL_WIDE}
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ def score(candidates: Candidates, _: Candidates) -> Vector:
         kind="stable",
     ).T
     share = 2 * candidates.queries // (3 * len(by_class))
-    order: list[int] = []
+    order: dict[int, None] = {}  # an ordered set
     for preferred in by_class:
-        order += [row for row in preferred if row not in order][:share]
+        order |= dict.fromkeys([row for row in preferred if row not in order][:share])
     return descending([*order, *(row for row in by_entropy if row not in order)])
 
 

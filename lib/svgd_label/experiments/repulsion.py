@@ -117,7 +117,6 @@ ARMS = {
     "own_gradient": Arm("own gradient and repulsion, no mixed drive", velocity=own_gradient),
     "drive_only": Arm("mixed drive, no repulsion to speak of (T = 1e-6)", temperature=1e-6),
     "scaled": Arm("likelihood times 20, the number of volumes", temperature=1 / 20),
-    "wide": Arm("bandwidth ten times the initial median's", bandwidth=10),
     "annealed": Arm("SVGD that fades linearly into an ensemble", velocity=annealed),
     "by_layer": Arm("one kernel for each weight tensor", velocity=by_layer),
     "by_predictions": Arm("own gradient and repulsion between predictions", velocity=by_predictions),
@@ -209,7 +208,7 @@ def measure(task: Task, committee: Committee, cases: Sequence[dict[str, Tensor]]
         uncertainty = entropy(mean, dim=0)
         found["dice"].append(float(np.nanmean(dice(task, mean.argmax(dim=0).to(torch.uint8).numpy(), reference))))
         found["particle_dice"] += [float(np.nanmean(dice(task, segmented, reference))) for segmented in maps]
-        found["disagreement"] += [1 - float(np.nanmean(dice(task, a, b))) for a, b in combinations(maps, 2)]
+        found["disagreement"] += [_disagreement(task, a, b) for a, b in combinations(maps, 2)]
         found["image_entropy"].append(float(uncertainty.mean()))
         near = torch.nn.functional.max_pool3d((label > 0).float(), 2 * MARGIN + 1, stride=1, padding=MARGIN)[0] > 0
         voxels["mean"].append(mean[:, near].T.numpy())
@@ -226,6 +225,11 @@ def measure(task: Task, committee: Committee, cases: Sequence[dict[str, Tensor]]
         "auroc": auroc(joined["entropy"], wrong),
         "rank": float(spearmanr(found["image_entropy"], 1 - np.array(found["dice"])).statistic),
     }
+
+
+def _disagreement(task: Task, a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """1 - mean Dice; where b holds no structure, which has no Dice, 1, or 0 where a holds none either."""
+    return 1 - float(np.nanmean(dice(task, a, b))) if b.any() else float(a.any())
 
 
 class Observer:
@@ -325,6 +329,8 @@ def study(
 ) -> None:
     """Runs the arms from every seed and appends one JSON line a run to runs.jsonl; what is there is not run again.
 
+    A run is there where task, network, arm, seed, steps and numbers of volumes are the same.
+
     Raises:
         UserError: there is no such arm.
     """
@@ -333,10 +339,17 @@ def study(
     dataset = Dataset.read(data)
     runs = folder / "runs.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
+    same = {
+        "task": task.name,
+        "network": task.network.arguments,
+        "steps": task.steps,
+        "volumes": min(volumes, len(dataset.splits["pool"])),
+        "dev_volumes": min(dev, len(dataset.splits["dev"])),
+    }
     for seed in seeds:
         for name in arms or ARMS:
-            key = (task.name, name, seed, task.steps, volumes)
-            if any((r["task"], r["arm"], r["seed"], r["steps"], r["volumes"]) == key for r in read(runs)):
+            key = {**same, "arm": name, "seed": seed}
+            if any(key == {field: run[field] for field in key} for run in read(runs)):
                 continue
             run = run_arm(name, task, dataset, volumes=volumes, dev=dev, seed=seed)
             with runs.open("a", encoding="utf-8") as file:

@@ -19,8 +19,14 @@ def pairwise_distances(particles: Tensor) -> Tensor:
     return torch.nn.functional.pdist(particles)
 
 
+def smallest_bandwidth(dtype: torch.dtype) -> float:
+    """Below it 2/h is so close to overflow that the repulsion is no number."""
+    return 4 * torch.finfo(dtype).tiny
+
+
 def median_bandwidth(particles: Tensor) -> Tensor:
-    """The median heuristic: h = median(d)^2 / log M, and h = 1 where M = 1 or the median is 0.
+    """The median heuristic: h = median(d)^2 / log M, and h = 1 where M = 1 or the median is 0, or so near to it that
+    h would be below :func:`smallest_bandwidth`.
 
     d are the distances between *different* particles and the median of an even number of them is the mean of the
     middle two, as in numpy and blackjax. Pyro's kernel takes one bandwidth per dimension and log(M + 1) instead.
@@ -37,8 +43,8 @@ def median_bandwidth(particles: Tensor) -> Tensor:
 def _median_bandwidth(distances: Tensor, count: int) -> Tensor:
     if count < 2:
         return distances.new_ones(())
-    median = torch.quantile(distances, 0.5)
-    return torch.where(median > 0, median.square() / math.log(count), torch.ones_like(median))
+    h = torch.quantile(distances, 0.5).square() / math.log(count)
+    return torch.where(h < smallest_bandwidth(h.dtype), torch.ones_like(h), h)
 
 
 def phi(particles: Tensor, scores: Tensor, *, bandwidth: float | None = None) -> Tensor:
@@ -63,11 +69,11 @@ def phi(particles: Tensor, scores: Tensor, *, bandwidth: float | None = None) ->
         (M, P), to be *added* to the particles; a minimising optimizer takes its negative as the gradient.
 
     Raises:
-        ValueError: for another shape or type, or a bandwidth that is not positive.
+        ValueError: for another shape or type, no particle, or a bandwidth below :func:`smallest_bandwidth`.
     """
-    if particles.ndim != 2 or particles.shape != scores.shape:
+    if particles.ndim != 2 or particles.shape != scores.shape or len(particles) == 0:
         raise ValueError(
-            f"particles and scores must be matrices (M, P) of one shape, not {tuple(particles.shape)} "
+            f"particles and scores must be matrices (M, P) of one shape with M >= 1, not {tuple(particles.shape)} "
             f"and {tuple(scores.shape)}"
         )
     if particles.dtype not in (torch.float32, torch.float64) or scores.dtype != particles.dtype:
@@ -87,18 +93,19 @@ def velocity_weights(particles: Tensor, *, bandwidth: float | None = None) -> Te
 
     Args:
         particles: (M, P).
-        bandwidth: as for :func:`phi`.
+        bandwidth: as for :func:`phi`; the median heuristic's is constant under differentiation.
 
     Raises:
-        ValueError: the bandwidth is not positive.
+        ValueError: the bandwidth is below :func:`smallest_bandwidth`.
     """
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"the bandwidth must be positive, not {bandwidth}")
+    if bandwidth is not None and not bandwidth >= (least := smallest_bandwidth(particles.dtype)):
+        raise ValueError(f"the bandwidth must be positive, at least {least:.1e} for {particles.dtype}, not {bandwidth}")
     count = particles.shape[0]
     distances = pairwise_distances(particles)
-    h = _median_bandwidth(distances, count) if bandwidth is None else bandwidth
+    h = _median_bandwidth(distances.detach(), count) if bandwidth is None else bandwidth
     kernel = torch.eye(count, dtype=particles.dtype, device=particles.device)
     rows, columns = torch.triu_indices(count, count, offset=1, device=particles.device)
     kernel[rows, columns] = kernel[columns, rows] = torch.exp(-distances.square() / h)
+    kernel = kernel / count  # before 2/h, which may be near overflow
     laplacian = torch.diag(kernel.sum(dim=1)) - kernel
-    return torch.cat([kernel, laplacian * (2 / h)], dim=1) / count
+    return torch.cat([kernel, laplacian * (2 / h)], dim=1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from svgd_label.svgd.committee import flatten
 from svgd_label.svgd.kernel import velocity_weights
 
 
@@ -58,15 +59,20 @@ class SVGD(Optimizer):
 
     @torch.no_grad()
     def velocity(self) -> Tensor:
-        """The velocity (M, P) for the parameters and gradients as they stand, each row in the order of memory."""
+        """The velocity (M, P) for the parameters and gradients as they stand, in the order of ``Committee.matrix``.
+
+        Raises:
+            ValueError: as for ``step``.
+        """
         weights, gathered = self._factors()
-        return weights @ gathered
+        return flatten(self._as_parameters(weights @ gathered)).view(len(self.particles), -1)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """Two matrices, (M, 2M) and (2M, P), whose product is the velocity; the next call overwrites the second.
 
         It stays from step to step: asking the system for so much memory anew took longer than the arithmetic.
         """
+        _check_layout(self.particles)
         parameters = [parameter for particle in self.particles for parameter in particle]
         count = len(self.particles)
         if self._gathered is None:
@@ -84,7 +90,11 @@ class SVGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One SVGD step. ``closure``, where given, recomputes the gradients and returns the loss."""
+        """One SVGD step. ``closure``, where given, recomputes the gradients and returns the loss.
+
+        Raises:
+            ValueError: the particles' parameters do not lie alike in memory, or one is not dense.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -93,12 +103,29 @@ class SVGD(Optimizer):
         if self._descent is None:
             self._descent = torch.empty_like(gathered[: len(self.particles)])
         torch.mm(-weights, gathered, out=self._descent)
-        parameters = [parameter for particle in self.particles for parameter in particle]
-        pieces = self._descent.view(-1).split([parameter.numel() for parameter in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
+        parameters = (parameter for particle in self.particles for parameter in particle)
+        for parameter, values in zip(parameters, self._as_parameters(self._descent), strict=True):
+            parameter.grad = values
         self.optimizer.step()
         return loss
+
+    def _as_parameters(self, values: Tensor) -> list[Tensor]:
+        """Views of (M, P) values in the order of memory, each shaped and laid out as its parameter."""
+        parameters = [parameter for particle in self.particles for parameter in particle]
+        pieces = values.view(-1).split([parameter.numel() for parameter in parameters])
+        return [
+            torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
+            for parameter, piece in zip(parameters, pieces, strict=True)
+        ]
+
+
+def _check_layout(particles: Sequence[Sequence[nn.Parameter]]) -> None:
+    """In a few microseconds, so at every step: a network may be moved to another memory format in between."""
+    if len({tuple(parameter.stride() for parameter in particle) for particle in particles}) != 1:
+        raise ValueError("SVGD needs particles in one memory format: move the whole committee to it, not one particle")
+    # Only of a dense tensor does torch keep the strides.
+    if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in particles[0]):
+        raise ValueError("SVGD needs dense parameters, not views that leave out or repeat parts of their memory")
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

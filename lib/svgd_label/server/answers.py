@@ -26,7 +26,7 @@ def storing() -> Iterator[None]:
         logger.warning("Nothing was stored: %s.", error)
         raise HTTPException(
             507,
-            f"Nothing was stored ({error}): the server's disk is full, read-only or busy. Save again when it is not.",
+            f"Nothing was stored ({error}): the server's disk is full, read-only or busy. Try again when it is not.",
         ) from error
     except sqlite3.DatabaseError as error:
         logger.warning("Nothing was stored: %s.", error)

@@ -24,7 +24,7 @@ from monailabel.interfaces.utils.app import app_instance
 from svgd_label.pool import FINAL
 from svgd_label.pool.files import split_extension
 from svgd_label.server import guards
-from svgd_label.server.answers import plain_image, plain_tag, unknown_image
+from svgd_label.server.answers import plain_image, plain_tag, storing, unknown_image
 from svgd_label.server.body_limit import BodyLimit
 from svgd_label.server.requests import RequestError, TrainRequest
 
@@ -89,7 +89,8 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
     params["client_id"] = _client(request, params, user)
     app = app_instance()
     # MONAI Label's own function gathers the app's whole info before, and rewrites the image's after: the pool knows.
-    proposed = app.next_sample({**params, "strategy": strategy})
+    with storing():
+        proposed = app.next_sample({**params, "strategy": strategy})
     if not proposed:
         return {}
     logger.info("next sample for %r: %s", params["client_id"], proposed)
@@ -104,7 +105,8 @@ def flag(image: str, params: Parameters = None) -> dict[str, Any]:
     if not isinstance(reason, str):
         raise HTTPException(400, 'reason must be a text, as in {"reason": "motion"}')
     try:
-        app.pool.flag(plain_image(image), reason.strip()[:200] or None)
+        with storing():
+            app.pool.flag(plain_image(image), reason.strip()[:200] or None)
     except KeyError:
         raise unknown_image(image) from None
     app.on_flag(image)

@@ -1,7 +1,7 @@
 """``--conf auto_train``: a training starts by itself after so many labels: once, in time, and after a kill."""
 
-from collections.abc import Iterator
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np

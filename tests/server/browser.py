@@ -1,6 +1,7 @@
 """A headless Chromium, driven over a pipe by its own protocol: opens pages, runs scripts, hears their errors."""
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -12,6 +13,10 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = "no Chromium on this machine: install the package chromium"
+
+
+class Navigated(Exception):
+    """The page went elsewhere while it was asked."""
 
 
 class Browser:
@@ -76,10 +81,12 @@ class Browser:
         """Waits until an expression is true in the page, and gives its value; what it misses may still be loading."""
         attempt = f"(() => {{ try {{ return {script}; }} catch {{ return false; }} }})()"
         end = time.monotonic() + seconds
-        while not (value := self.run(attempt)):
+        while True:
+            with contextlib.suppress(Navigated):
+                if value := self.run(attempt):
+                    return value
             assert time.monotonic() < end, f"waited in vain for {script}; errors: {self.errors}"
             time.sleep(0.1)
-        return value
 
     def screenshot(self, file: Path) -> None:
         """The whole page, from top to bottom."""
@@ -105,6 +112,8 @@ class Browser:
         while True:
             answer = json.loads(self._read())
             if answer.get("id") == self._number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Navigated(method)
                 assert "error" not in answer, (method, answer)
                 result: dict[str, Any] = answer["result"]
                 return result

@@ -81,11 +81,12 @@ def over_labels(summary: Mapping[str, Any], *, floor: float | None, mark: float 
     if full is not None:
         axes.axhline(full, color=INK, linewidth=1, linestyle=(0, (6, 3)), label=f"all labels: {full:.3f}")
     if floor is not None:
-        lowest = axes.get_ylim()[0]
-        if floor > lowest:
+        low, high = axes.get_ylim()
+        if low < floor < high:
             axes.axhline(floor, color=INK, linewidth=1, linestyle=":", label=f"not looking: {floor:.3f}")
-        else:  # drawn to scale it would press all curves into the upper edge
-            axes.plot([], [], " ", label=f"↓ not looking: {floor:.3f}")
+        else:  # drawn to scale it would press all curves to one edge
+            axes.plot([], [], " ", label=f"{'↓' if floor <= low else '↑'} not looking: {floor:.3f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if mark is not None and budgets[0] <= mark <= budgets[-1]:
         axes.axvline(mark, color=INK, linewidth=1, alpha=0.6, linestyle=":")
         axes.annotate(

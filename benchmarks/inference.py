@@ -7,19 +7,17 @@ the image's own grid.
 
 import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
 
+from benchmarks._passes import bare_passes
 from benchmarks.common import Measurement, paired, peak_gib
 from svgd_label.checkpoint import new_committee
 from svgd_label.device import default_device
 from svgd_label.inference import predict, segment, sliding_window
-from svgd_label.svgd import Committee
-from svgd_label.svgd.convolution import FastConvolutions
 from svgd_label.tasks import Task
 
 TARGET = 1.1
@@ -40,7 +38,7 @@ def run(*, quick: bool) -> list[Measurement]:
         return x
 
     sliding_window(task, keep, image)
-    bare = [_bare(committee, windows, as_ours=as_ours) for as_ours in (True, False)]
+    bare = [bare_passes(committee, windows, as_ours=as_ours) for as_ours in (True, False)]
     ours = functools.partial(predict, task, committee, image.to(device))
     ratio, mine, theirs = paired(ours, bare[0], pairs=2 if quick else 7)
     plain = paired(ours, bare[1], pairs=1 if quick else 2)
@@ -82,23 +80,6 @@ def segment_ct(file: str, particles: int) -> None:
     """What a fresh process does."""
     task = ct_task(particles)
     segment(task, new_committee(task, seed=0).to(default_device()), file)
-
-
-def _bare(committee: Committee, windows: list[torch.Tensor], *, as_ours: bool) -> Callable[[], None]:
-    device = next(committee.parameters()).device
-
-    @torch.inference_mode()
-    def passes() -> None:
-        for window in windows:
-            x = window.to(device, memory_format=torch.channels_last_3d)
-            for particle in committee.particles:
-                if as_ours:
-                    with FastConvolutions():
-                        particle(x)
-                else:
-                    particle(x)
-
-    return passes
 
 
 def _write_ct(file: Path, quick: bool) -> None:

@@ -26,6 +26,7 @@ from monai.transforms import (
 from monailabel.datastore.local import LocalDatastore
 from monailabel.tasks.scoring.epistemic import EpistemicScoring
 
+from benchmarks._passes import bare_passes
 from benchmarks.common import ROOT, Measurement, paired
 from svgd_label import acquisition
 from svgd_label.active_step import score_pool
@@ -33,7 +34,6 @@ from svgd_label.checkpoint import new_committee
 from svgd_label.device import default_device
 from svgd_label.pool import Database, Pool, Studies
 from svgd_label.svgd import Committee
-from svgd_label.svgd.convolution import FastConvolutions
 from svgd_label.tasks import Task, load_task
 from svgd_label.tasks.transforms import prepare_image
 
@@ -125,20 +125,7 @@ def _theirs(folder: Path, task: Task, committee: Committee, images: dict[str, st
 
 
 def _bare(task: Task, committee: Committee, images: dict[str, str], *, as_ours: bool) -> Callable[[], None]:
-    device = next(committee.parameters()).device
     pad = SpatialPad(task.window)
     inputs = [torch.as_tensor(pad(prepare_image(task, path).as_tensor())).unsqueeze(0) for path in images.values()]
     assert all(tuple(x.shape[2:]) == task.window for x in inputs), "an image is larger than the window"
-
-    @torch.inference_mode()
-    def passes() -> None:
-        for x in inputs:
-            x = x.to(device, memory_format=torch.channels_last_3d)
-            for particle in committee.particles:
-                if as_ours:
-                    with FastConvolutions():
-                        particle(x)
-                else:
-                    particle(x)
-
-    return passes
+    return bare_passes(committee, inputs, as_ours=as_ours)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,7 @@ class Record:
             self.holders.pop(image or "", None)
 
 
-class Worker(threading.Thread):
+class Worker(threading.Thread, ABC):
     """A thread that sends requests until the time is over, and times them."""
 
     def __init__(self, server: Server, record: Record, end: float, name: str) -> None:
@@ -62,9 +63,9 @@ class Worker(threading.Thread):
         except Exception as error:  # it would end the thread unseen
             self.record.errors.append(f"{self.name}: {error!r}")
 
+    @abstractmethod
     def work(self) -> None:
         """One round."""
-        raise NotImplementedError
 
     def ask(
         self, what: str, method: str, path: str, *, expected: tuple[int, ...] = (200,), **arguments: Any

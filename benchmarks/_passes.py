@@ -1,0 +1,30 @@
+"""The bare forward passes that inference and scoring are compared with."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from svgd_label.svgd import Committee
+from svgd_label.svgd.convolution import FastConvolutions
+
+
+def bare_passes(committee: Committee, inputs: Sequence[torch.Tensor], *, as_ours: bool) -> Callable[[], None]:
+    """Every particle on every input (1, 1, *window), its output thrown away.
+
+    Args:
+        as_ours: with the convolutions that ours runs with; else as torch chooses them by itself.
+    """
+    device = next(committee.parameters()).device
+
+    @torch.inference_mode()
+    def passes() -> None:
+        for given in inputs:
+            x = given.to(device, memory_format=torch.channels_last_3d)
+            for particle in committee.particles:
+                if as_ours:
+                    with FastConvolutions():
+                        particle(x)
+                else:
+                    particle(x)
+
+    return passes

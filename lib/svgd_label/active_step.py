@@ -229,7 +229,7 @@ def compare(pool: Pool, task: Task, images: Sequence[str], labelled: Sequence[st
     pool.mirror_mutual_information(partners, labelled)
     fingerprints = pool.fingerprints()
     device = default_device()
-    # So few at once that neither the codes in memory nor a write, which an annotator's save waits for, becomes long.
+    # So few at once that the codes in memory stay few.
     size = max(1, min(256, 20_000 // len(partners)))
     for start in range(0, len(images), size):
         block = images[start : start + size]

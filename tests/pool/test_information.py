@@ -1,8 +1,15 @@
 """The labelled set's term follows its rules, and what is known of pairs is never asked for again."""
 
-import numpy as np
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Iterator
 
-from svgd_label.pool import Pool, ScoreRow
+import numpy as np
+import pytest
+
+from svgd_label.pool import Database, Pool, ScoreRow
+from svgd_label.pool.scores import ROWS_AT_ONCE
 
 
 def test_the_labelled_term_is_mean_sum_or_max_without_the_image_itself(pool: Pool) -> None:
@@ -67,3 +74,23 @@ def test_features_are_those_of_one_version_and_of_the_images_asked_for(pool: Poo
     assert pool.features(3, "abc").shape[0] == 0
     pool.content_changed("a")
     assert pool.features(1, "ab").tolist() == [[1, 0]]
+
+
+def test_pairs_are_written_few_at_once_because_a_save_waits_for_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[int] = []
+    transaction = Database.transaction
+
+    @contextlib.contextmanager
+    def counting(database: Database) -> Iterator[sqlite3.Connection]:
+        with transaction(database) as connection:
+            before = connection.total_changes
+            yield connection
+            changes.append(connection.total_changes - before)
+
+    monkeypatch.setattr(Database, "transaction", counting)
+    names = [f"image_{number:03}" for number in range(100)]
+    pool.write_mutual_information((a, b, 1.0) for a, b in itertools.combinations(names, 2))
+    pool.mirror_mutual_information(names, names)
+    assert not pool.missing_pairs(names, names).any()
+    assert sum(changes) == 100 * 99
+    assert max(changes) <= ROWS_AT_ONCE

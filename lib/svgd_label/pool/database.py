@@ -88,9 +88,9 @@ class Database:
         if self._local.depth:
             yield connection
             return
-        # SQLite lets who waits sleep, longer each time, and serves whoever wakes first: between threads, a lock is
-        # quicker (8 writers, 5 ms each: p99 50 in place of 400 ms) and keeps the order better.
-        with self._writing:
+        # SQLite lets who waits sleep, longer each time, and serves whoever wakes first. Locks wake him at once: between
+        # threads (8 writers, 5 ms each: p99 50 in place of 400 ms) and between the processes of server and scoring.
+        with self._writing, self._one_process():
             connection.execute("BEGIN IMMEDIATE")
             self._local.depth = 1
             try:
@@ -104,6 +104,13 @@ class Database:
                 raise
             finally:
                 self._local.depth = 0
+
+    @contextmanager
+    def _one_process(self) -> Iterator[None]:
+        """Holds the lock that writers of all processes take in turn; a process that dies lets go of it."""
+        with (self.folder / "writing.lock").open("a") as writing:
+            fcntl.flock(writing, fcntl.LOCK_EX)
+            yield
 
     def get(self, key: str) -> str | None:
         """A value of the table ``meta``."""

@@ -1,5 +1,6 @@
 """What scoring has found, kept row by row and by file content: scores, grey-level codes, mutual information."""
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -29,6 +30,8 @@ _MIRROR = """
     SELECT partner, image, value FROM mutual_information WHERE partner IN (SELECT value FROM json_each(:partners))
         AND image IN (SELECT value FROM json_each(:labelled))
 """
+ROWS_AT_ONCE = 2000
+"""Of mutual information, in one transaction: an annotator's save waits for it, and the scoring has low priority."""
 _OVER = {"mean": "AVG", "sum": "SUM", "max": "MAX"}
 
 
@@ -165,18 +168,22 @@ class Scores:
             rows: the values; the other order of a pair is a row of its own.
             fingerprints: of the files when their codes were read; None takes all rows.
         """
-        with self.database.transaction() as connection:
-            if fingerprints is not None:
-                present = self.fingerprints()
-                same = {image for image, content in fingerprints.items() if present.get(image) == content}
-                rows = (row for row in rows if row[0] in same and row[1] in same)
-            connection.executemany("INSERT OR REPLACE INTO mutual_information VALUES (?, ?, ?)", rows)
+        remaining = iter(rows)
+        while block := list(itertools.islice(remaining, ROWS_AT_ONCE)):
+            with self.database.transaction() as connection:
+                if fingerprints is not None:
+                    present = self.fingerprints()
+                    same = {image for image, content in fingerprints.items() if present.get(image) == content}
+                    block = [row for row in block if row[0] in same and row[1] in same]
+                connection.executemany("INSERT OR REPLACE INTO mutual_information VALUES (?, ?, ?)", block)
 
     def mirror_mutual_information(self, partners: Sequence[str], labelled: Sequence[str]) -> None:
         """What is known of one of the partners and a labelled image in one order is written in the other."""
-        lists = {"partners": json.dumps(list(partners)), "labelled": json.dumps(list(labelled))}
-        with self.database.transaction() as connection:
-            connection.execute(_MIRROR, lists)
+        size = max(1, ROWS_AT_ONCE // max(1, 2 * len(labelled)))
+        for start in range(0, len(partners), size):
+            lists = {"partners": json.dumps(list(partners[start : start + size])), "labelled": json.dumps(list(labelled))}
+            with self.database.transaction() as connection:
+                connection.execute(_MIRROR, lists)
 
     def labelled_information(
         self, images: Sequence[str], labelled: Sequence[str], *, over: str = "mean"

@@ -181,7 +181,10 @@ class Scores:
         """What is known of one of the partners and a labelled image in one order is written in the other."""
         size = max(1, ROWS_AT_ONCE // max(1, 2 * len(labelled)))
         for start in range(0, len(partners), size):
-            lists = {"partners": json.dumps(list(partners[start : start + size])), "labelled": json.dumps(list(labelled))}
+            lists = {
+                "partners": json.dumps(list(partners[start : start + size])),
+                "labelled": json.dumps(list(labelled)),
+            }
             with self.database.transaction() as connection:
                 connection.execute(_MIRROR, lists)
 

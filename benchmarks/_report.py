@@ -1,16 +1,18 @@
-"""All measurements in one table on the terminal, and in one table and one figure in results/benchmarks/."""
+"""All measurements in one table on the terminal, and in one table and one figure in results/benchmarks/ and README."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.common import RESULTS, Measurement
+from benchmarks.common import RESULTS, ROOT, Measurement
 
 COLUMNS = ("benchmark", "ours", "theirs", "unit", "ratio", "target", "met")
 MET, NOT_MET = "#2a7f62", "#c8553d"
+BLOCK = re.compile(r"(?<=<!-- benchmarks -->\n).*?(?=<!-- end -->)", re.DOTALL)
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 
@@ -22,26 +24,27 @@ def table(measurements: Sequence[Measurement]) -> Table:
     return result
 
 
-def write(folder: Path = RESULTS) -> None:
-    """Draws ``all.png`` and writes ``README.md`` from all JSON files of the folder."""
+def write(folder: Path = RESULTS, readme: Path = ROOT / "README.md") -> None:
+    """Draws ``all.png``, writes ``README.md`` and the block in the project's, from all JSON files of the folder."""
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     names = {field.name for field in dataclasses.fields(Measurement)}
     measurements = [Measurement(**{key: content[key] for key in names}) for content in contents]
     _draw(measurements, folder / "all.png")
     rows = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells, measurements)]
+    page = "".join("| " + " | ".join(row) + " |\n" for row in rows)
     machines = sorted({str(content["hardware"]) for content in contents})
     lines = [
         "# Benchmarks",
         "",
         "`python main.py bench` writes this page. Every ratio is ours / theirs of one run; lower is better.",
         "",
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
+        page,
         "![ratio over target of every benchmark](all.png)",
         "",
         *(f"Measured on {machine}." for machine in machines),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    readme.write_text(BLOCK.sub(lambda _: page, readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _cells(measurement: Measurement) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What the benchmarks write: one table and one figure of all measurements, and nothing from a quick run."""
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -28,14 +29,26 @@ def test_a_full_run_writes_every_measurement_and_a_quick_one_nothing(measured: P
     assert {file.name for file in measured.iterdir()} == {"fast.json", "slow.json"}
 
 
-def test_table_and_figure_are_of_all_files_of_the_folder(measured: Path) -> None:
+def test_table_and_figure_are_of_all_files_of_the_folder(measured: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     common.run("invented", quick=False)
-    _report.write(measured)
+    project = tmp_path / "project.md"
+    project.write_text("before\n<!-- benchmarks -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    _report.write(measured, project)
     page = (measured / "README.md").read_text(encoding="utf-8")
-    assert "| fast | 1 | 2 | s | 0.500 | ≤ 1 | yes |" in page
-    assert "| slow | 3 | 1 | s | 3.000 | ≤ 1.5 | no |" in page
+    assert "| fast | 1 | 2 | s | 0.500 | ≤ 1 | yes |\n| slow | 3 | 1 | s | 3.000 | ≤ 1.5 | no |\n" in page
+    first, block, last = re.split("<!-- benchmarks -->\n|<!-- end -->\n", project.read_text(encoding="utf-8"))
+    assert (first, last) == ("before\n", "after\n")
+    assert block in page and "old" not in block
     assert (measured / "all.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_projects_readme_shows_the_figures_that_were_measured() -> None:
+    block = _report.BLOCK.search((common.ROOT / "README.md").read_text(encoding="utf-8"))
+    assert block is not None
+    files = sorted(common.RESULTS.glob("*.json"))
+    assert [row.split(" | ")[0] for row in block[0].splitlines()[2:]] == [f"| {file.stem}" for file in files]
+    assert block[0] in (common.RESULTS / "README.md").read_text(encoding="utf-8")
 
 
 def test_both_sides_run_in_turn_as_often_as_asked_after_one_warm_up() -> None:

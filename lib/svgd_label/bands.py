@@ -35,7 +35,10 @@ def thresholds() -> dict[str, float]:
 
 
 def bands(entropy: Tensor) -> Tensor:
-    """The band of every voxel, any shape, as integers, from the entropy of the particle average in nats."""
+    """The band of every voxel, any shape, as integers, from the entropy of the particle average in nats.
+
+    docs/method.md: "bands of doubt".
+    """
     limits = torch.tensor(list(thresholds().values()), dtype=entropy.dtype, device=entropy.device)
     return torch.bucketize(entropy, limits, right=True)
 

@@ -128,7 +128,10 @@ class Prediction:
 
 @torch.inference_mode()
 def predict(task: Task, committee: Committee, image: Tensor) -> Prediction:
-    """One sliding-window pass over an image (1, D, H, W) on the task's grid; no volume of it grows with M."""
+    """One sliding-window pass over an image (1, D, H, W) on the task's grid; no volume of it grows with M.
+
+    docs/method.md: "spread of a volume".
+    """
     voxels = torch.zeros(len(committee), task.classes, dtype=torch.long, device=image.device)
     remaining = iter(cores(task, image.shape[1:]))
 

@@ -20,6 +20,7 @@ def soft_dice(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Soft Dice of every class over a batch, with a squared denominator.
 
     D_c = (2 sum(y q) + s) / (sum(y^2) + sum(q^2) + s), s = 1e-5, sums over the batch and all voxels.
+    docs/method.md: "soft Dice".
 
     Args:
         probabilities: (B, C, *spatial), q, the softmax output.
@@ -42,6 +43,7 @@ def dice_log_likelihood(
 
     ``log_dice``: (1/T) log(D + 1e-6); ``log_dice_loss``: -(1/T) log(1 - D + 1e-6). D is the mean soft Dice over the
     foreground classes that occur in the batch's labels, and the background's where none occurs.
+    docs/method.md: "log-likelihood".
 
     Args:
         logits: (B, C, *spatial).

@@ -51,6 +51,7 @@ def mutual_information(x: ArrayLike, y: ArrayLike, *, bins: int = BINS) -> float
 
     MI = sum_{a,b} P(a, b) log( P(a, b) / (P(a) P(b)) ) over their joint grey-level histogram (Nath et al. 2020).
     The histogram's bias, about (bins - 1)^2 / (2 N) nats for N voxels, is the same for every pair of one size.
+    docs/method.md: "mutual information".
 
     Args:
         x, y: images of one size, in [0, 1] or integer codes.

@@ -10,6 +10,7 @@ def entropy(probabilities: Tensor, dim: int) -> Tensor:
     """Shannon entropy -sum_c p_c log p_c in nats along ``dim``, with 0 log 0 = 0.
 
     Of the particle average this is the committee's uncertainty (Nath et al. 2020, section III).
+    docs/method.md: "entropy".
 
     Args:
         probabilities: any shape, non-negative and summing to 1 along ``dim``.
@@ -81,7 +82,10 @@ class UncertaintyMaps:
 
 
 def maps(stacked: Tensor) -> UncertaintyMaps:
-    """The maps from what :meth:`ParticleMoments.stacked` gives, (B, C + 3, *spatial), stitched or of one window."""
+    """The maps from what :meth:`ParticleMoments.stacked` gives, (B, C + 3, *spatial), stitched or of one window.
+
+    docs/method.md: "expected entropy" and "JSD = BALD".
+    """
     mean = stacked[:, :-3]
     variance, expected, jsd = stacked[:, -3:].unbind(dim=1)
     return UncertaintyMaps(

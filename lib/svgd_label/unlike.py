@@ -33,6 +33,7 @@ def likeness(features: NDArray[np.float32], labelled: NDArray[np.float32]) -> Li
 
     It is unlike them where it is farther from the nearest than 1.5 times the distance that the loneliest labelled image
     has from its own nearest; Euclidean distances, as in the strategy ``coreset``.
+    docs/method.md: "unlike the labelled".
 
     Args:
         features: (F,) of the image, the particles' mean bottleneck.

@@ -197,6 +197,8 @@ def test_leftovers_of_killed_saves_are_no_labels_and_go_after_an_hour(
 ) -> None:
     half = LabelStore(studies).incoming("final")
     half.write_text("half")
+    unwritten = half.with_name(f".{half.name}.tmp")  # by write_label
+    unwritten.write_text("ha")
     old = half.with_name("old label")
     old.write_text("old")
     os.utime(old, (time.time() - 7200,) * 2)
@@ -205,7 +207,7 @@ def test_leftovers_of_killed_saves_are_no_labels_and_go_after_an_hour(
     old.unlink()
     assert studies.reconcile() == 0
     studies.remove_leftovers()
-    assert sorted(half.parent.iterdir()) == sorted([half, backup])
+    assert sorted(half.parent.iterdir()) == sorted([half, unwritten, backup])
     later = time.time() + 3601
     monkeypatch.setattr("svgd_label.pool.files.time.time", lambda: later)
     studies.remove_leftovers()

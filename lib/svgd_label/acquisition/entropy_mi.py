@@ -4,7 +4,10 @@ from svgd_label.acquisition.candidates import Candidates, QueryStrategy, Vector,
 
 
 def score(candidates: Candidates, _: Candidates) -> Vector:
-    """alpha * norm(H) - (1 / alpha) * norm(MI), norm the min-max over the pool (Nath et al. 2020, section III)."""
+    """alpha * norm(H) - (1 / alpha) * norm(MI), norm the min-max over the pool (Nath et al. 2020, section III).
+
+    docs/method.md: "score".
+    """
     return candidates.alpha * min_max(candidates.entropy) - min_max(candidates.mutual_information) / candidates.alpha
 
 

@@ -98,7 +98,8 @@ def remove_leftovers(folder: Path) -> None:
     """Removes what a killed process left unfinished in a folder an hour ago or longer."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if entry.name.startswith((INCOMING, PREVIOUS)) and entry.is_file(follow_symlinks=False):
+            # A label is itself written by a temporary file, hidden once more.
+            if entry.name.startswith((INCOMING, f".{INCOMING}", PREVIOUS)) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     # Not its mtime: the hard link that a save makes bears the old label's.
                     if entry.stat().st_ctime < time.time() - _LEFTOVER_SECONDS:

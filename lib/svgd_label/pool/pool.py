@@ -225,6 +225,7 @@ class Pool(Scores):
         """One active step over the ranking: labelled picks gain one in frequency, the others become the queue.
 
         A second call for one version changes nothing and returns what the first did.
+        docs/method.md: "one active step".
 
         Args:
             version: the model version whose ranking is in place.

@@ -195,6 +195,7 @@ class Scores:
 
         An image's MI with itself never counts; one whose only labelled partner is itself takes the mean of the others';
         an empty T makes the term 0.
+        docs/method.md: "with the labelled set".
 
         Args:
             images: the pool.

@@ -30,6 +30,7 @@ def median_bandwidth(particles: Tensor) -> Tensor:
 
     d are the distances between *different* particles and the median of an even number of them is the mean of the
     middle two, as in numpy and blackjax. Pyro's kernel takes one bandwidth per dimension and log(M + 1) instead.
+    docs/method.md: "bandwidth".
 
     Args:
         particles: (M, P).
@@ -59,6 +60,7 @@ def phi(particles: Tensor, scores: Tensor, *, bandwidth: float | None = None) ->
     each dimension the lower median of the squared differences / log(M + 1): its ``multivariate`` velocity is
     phi(theta / sqrt(h), sqrt(h) * score, bandwidth=1) / sqrt(h), and its ``univariate`` one, the default there, takes
     phi of every dimension by itself.
+    docs/method.md: "kernel" and "velocity".
 
     Args:
         particles: (M, P) float32 or float64, one flattened parameter vector a row.

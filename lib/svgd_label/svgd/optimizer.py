@@ -17,6 +17,7 @@ class SVGD(Optimizer):
     It shares ``param_groups`` and ``state`` with the wrapped optimizer, so learning-rate schedulers and checkpoints
     work on either. Every ``backward`` must have left in ``.grad`` the gradient of *minus* the particle's
     log-likelihood, as any minimising training loop does.
+    docs/method.md: "step" and "prior".
 
     Args:
         optimizer: any torch optimizer over the parameters of all particles.

@@ -3,9 +3,7 @@
 import functools
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,6 +42,7 @@ from svgd_label.server.scoring import EntropyMI, paths
 from svgd_label.server.sessions import remove_expired
 from svgd_label.server.strategy import RandomStrategy, SVGDStrategy
 from svgd_label.server.trainer import SVGDTrainer
+from svgd_label.server.worker import Worker
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import load_label
 from svgd_label.threads import set_thread_policy
@@ -62,9 +61,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         set_thread_policy()  # for the training and scoring processes that are started from here
         try:
             self._server_mode = False  # the watcher may call before MONAI Label's constructor has set it
-            self._refreshing = threading.Lock()
-            self._refresh_wanted = threading.Event()
-            self._catching_up = threading.Lock()
+            self._ranking, self._folder, self._comparing = (Worker(name) for name in ("ranking", "folder", "comparing"))
             self.settings = Conf.read(conf or {})
             self.task = self.settings.load_task()
             if not studies:
@@ -114,7 +111,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             "pool": self.pool,
             "task": self.task,
             "auto_reload": settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            "on_change": functools.partial(self._in_background, self._folder_changed),
+            "on_change": functools.partial(self._folder.do, self._folder_changed),
         }
         if self._dicom is None:
             return SafeDatastore(self.studies, **common)
@@ -157,10 +154,10 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         super().on_init_complete()
         if isinstance(self._datastore, DicomDatastore):
             self._datastore.start()
-        self._in_background(self._warm_up)
+        self._comparing.do(self._warm_up)
         self.auto_train.start()
         # A killed server may have acknowledged a label that its ranking does not know of yet.
-        self._in_background(self._folder_changed)
+        self._folder.do(self._folder_changed)
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """As MONAI Label's; notes which version the annotator is going to correct, and that he still works on it."""
@@ -175,14 +172,14 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """A new label changes the similarity to the labelled set at once; picks stay until the next training."""
-        self._in_background(self._refresh)
-        self._in_background(functools.partial(self._compare, image_id))
+        self._ranking.do(self._refresh)
+        self._comparing.do(functools.partial(self._compare, image_id))
         self.auto_train.consider()
 
     def on_flag(self, image: str) -> None:
         """An image that left or came back changes the pool, so the ranking; it may not have been scored yet."""
         logger.info("flag changed: %s", image)
-        self._in_background(self._folder_changed)
+        self._folder.do(self._folder_changed)
 
     def train(self, request: dict[str, Any]) -> Any:
         """In the background process: annotators come first."""
@@ -203,15 +200,6 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         if self._sessions is not None:
             remove_expired(self._sessions)
 
-    def _in_background(self, work: Callable[[], None]) -> None:
-        def run() -> None:
-            try:
-                work()
-            except Exception:  # a thread that dies in silence leaves a server that looks healthy
-                logger.exception("background work of the app failed")
-
-        threading.Thread(target=run, daemon=True).start()
-
     def _warm_up(self) -> None:
         """Reads the committee and runs it once, so that the first request is as quick as the second."""
         with self.committees.lock:
@@ -224,9 +212,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
     def _folder_changed(self) -> None:
         """Images came or went, or labels other than by a save."""
         if self._server_mode:
-            self._refresh()
-            with self._catching_up:
-                self._catch_up()
+            self._ranking.do(self._refresh)
+            self._catch_up()
             self.auto_train.consider()
 
     def _catch_up(self) -> None:
@@ -260,25 +247,22 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             )
 
     def _refresh(self) -> None:
-        self._refresh_wanted.set()
-        with self._refreshing:
-            version = self.pool.ranking_version()
-            if version is None or not self._refresh_wanted.is_set():
-                return  # nothing to refresh, or done by another that began after this one was wanted
-            self._refresh_wanted.clear()
-            began = time.monotonic()
-            try:
-                refresh_ranking(
-                    self.pool,
-                    self.task,
-                    version=version,
-                    strategy=acquisition.strategy(self.settings.strategy),
-                    seed=self.settings.seed,
-                )
-            except OutdatedVersion as error:  # a training's own ranking has come in between, and is newer
-                logger.info("ranking not refreshed: %s", error)
-            # With many labels in a row, requests would share this process with a ranking that never ends.
-            time.sleep(4 * (time.monotonic() - began))
+        version = self.pool.ranking_version()
+        if version is None:
+            return
+        began = time.monotonic()
+        try:
+            refresh_ranking(
+                self.pool,
+                self.task,
+                version=version,
+                strategy=acquisition.strategy(self.settings.strategy),
+                seed=self.settings.seed,
+            )
+        except OutdatedVersion as error:  # a training's own ranking has come in between, and is newer
+            logger.info("ranking not refreshed: %s", error)
+        # With many labels in a row, requests would share this process with a ranking that never ends.
+        time.sleep(4 * (time.monotonic() - began))
 
 
 def _check_labels(database: Database, task: Task) -> None:

@@ -1,7 +1,6 @@
 """Training as labels come in: started by the server itself after so many new ones, once nothing else is running."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -10,6 +9,7 @@ from typing import Any
 from monailabel.utils.async_tasks.utils import tasks
 
 from svgd_label.pool import LabelStore, Pool
+from svgd_label.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +32,17 @@ class AutoTrain:
     def __init__(self, every: int, pool: Pool, labels: LabelStore, start: Callable[[], Any]) -> None:
         self.every = every
         self._pool, self._labels, self._start_training = pool, labels, start
-        self._wanted = threading.Event()
+        self._worker: Worker | None = None
 
     def start(self) -> None:
-        """Begins to listen to ``consider``: one thread decides, so that two saves at once start one training."""
+        """From here on ``consider`` counts: one thread decides, so that two saves at once start one training."""
         if self.every:
-            threading.Thread(target=self._run, name="auto-train", daemon=True).start()
+            self._worker = Worker("auto-train")
 
     def consider(self) -> None:
         """Labels may have come; returns at once."""
-        self._wanted.set()
+        if self._worker is not None:
+            self._worker.do(self._train_if_due)
 
     def new_labels(self) -> int:
         """Images with a label that the last training has not seen."""
@@ -51,15 +52,6 @@ class AutoTrain:
         if last := tasks("train"):  # of this server; MONAI Label notes the second in which it was asked for
             began = max(began, datetime.strptime(last[-1]["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp() + 1)
         return self._labels.saved_since(began)
-
-    def _run(self) -> None:
-        while True:
-            self._wanted.wait()
-            self._wanted.clear()
-            try:
-                self._train_if_due()
-            except Exception:  # as full disks do; the next label is another occasion
-                logger.exception("no training could be started for the new labels")
 
     def _train_if_due(self) -> None:
         while (found := self.new_labels()) >= self.every and self._pool.training_list():

@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import mutual_info_score
 
 from svgd_label import similarity
@@ -17,6 +17,7 @@ from svgd_label.checkpoint import new_committee
 from svgd_label.pool import Database, Pool, Studies
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
+from svgd_label.tasks.transforms import prepare_image
 
 from .conftest import blob, save_nifti
 
@@ -254,8 +255,10 @@ def test_images_that_cannot_be_used_are_named_and_never_ranked(
 def test_an_image_on_which_the_network_comes_to_nan_is_named_and_spoils_no_other(
     pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
 ) -> None:
-    numbers = count()  # an image is one window
-    committee.particles[0].register_forward_hook(lambda *given: given[2] * (np.nan if next(numbers) == 1 else 1))
+    b = prepare_image(tiny, paths["b"]).sum()  # to which the network's padding adds nothing
+    committee.particles[0].register_forward_hook(
+        lambda _, given, output: output * (np.nan if torch.isclose(given[0].sum(), b) else 1)
+    )
     result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
     assert result.unusable == {"b": pool.image_state("b")["unusable"]}
     assert result.unusable["b"].startswith("b: the network's answer holds NaN")

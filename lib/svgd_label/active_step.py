@@ -1,13 +1,15 @@
 """One active step over the pool: score what is new, compare with the labelled, rank, acquire."""
 
 import contextlib
+import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from monai.data import ThreadBuffer
 from numpy.typing import NDArray
 
 from svgd_label import acquisition, similarity
@@ -21,6 +23,9 @@ from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+_AT_ONCE = 4
+"""Images that are scored at a time, of which each takes memory."""
 
 
 @dataclass
@@ -68,28 +73,23 @@ def score_pool(
     limited = len(subset) < len(pool.pool_images())
     todo = [image for image in subset if image not in done]
     with_codes = pool.coded_images()
-    number = 0
-    for number, (image, prepared) in enumerate(ThreadBuffer(_read(task, todo, paths), buffer_size=2), start=1):
-        if (newest := pool.model_version()) is not None and newest > version:
-            logger.info("scoring for version %d ends: version %d is there", version, newest)
-            return result
-        try:
-            if isinstance(prepared, ImageError):
-                raise prepared
-            row = _finite(score(task, committee, prepared))
-        except ImageError as error:
-            logger.warning("cannot be scored: %s", error)
-            result.unusable[image] = str(error)
-            _mark(pool, image, error)
-        else:
-            if image not in with_codes:
-                pool.write_codes({image: prepared.codes}, fingerprints)
-            pool.write_score(version, row, fingerprint=fingerprints.get(image))
-            result.scored += 1
-        if on_progress is not None:
-            on_progress(number, len(todo))
-    if number < len(todo):  # the buffer's thread ends in silence where its source fails
-        raise RuntimeError(f"only {number} of {len(todo)} images could be read for scoring")
+    with contextlib.closing(_score(task, committee, todo, paths)) as found:
+        for number, (image, scored) in enumerate(found, start=1):
+            if (newest := pool.model_version()) is not None and newest > version:
+                logger.info("scoring for version %d ends: version %d is there", version, newest)
+                return result
+            if isinstance(scored, ImageError):
+                logger.warning("cannot be scored: %s", scored)
+                result.unusable[image] = str(scored)
+                _mark(pool, image, scored, fingerprints.get(image))
+            else:
+                row, codes = scored
+                if image not in with_codes:
+                    pool.write_codes({image: codes}, fingerprints)
+                pool.write_score(version, row, fingerprint=fingerprints.get(image))
+                result.scored += 1
+            if on_progress is not None:
+                on_progress(number, len(todo))
     result.limited = limited
     pool.limited(version, limited)
     try:
@@ -147,14 +147,15 @@ def refresh_ranking(
 def write_first_order(pool: Pool, task: Task, paths: Mapping[str, str]) -> None:
     """Computes the diverse order that serves before anything is scored; images that cannot be used are marked."""
     images = pool.pool_images()
-    codes = pool.codes(images)
-    for image, prepared in _read(task, [image for image in images if image not in codes], paths):
+    codes, fingerprints = pool.codes(images), pool.fingerprints()
+    for image in [image for image in images if image not in codes]:
+        prepared = _read(task, image, paths)
         if isinstance(prepared, ImageError):
             logger.warning("cannot be used: %s", prepared)
-            _mark(pool, image, prepared)
+            _mark(pool, image, prepared, fingerprints.get(image))
         else:
             codes[image] = prepared.codes
-            pool.write_codes({image: prepared.codes})
+            pool.write_codes({image: prepared.codes}, fingerprints)
     usable = [image for image in images if image in codes]
     features = np.array([_thumbnail(task, codes[image]) for image in usable])
     pool.write_first_order([usable[index] for index in farthest_first(features)])
@@ -192,17 +193,48 @@ def _subset(pool: Pool, version: int, limit: int | None, seed: int) -> list[str]
     return sorted([*labelled, *(unlabelled[index] for index in chosen)])
 
 
-def _read(
-    task: Task, images: Sequence[str], paths: Mapping[str, str]
-) -> Iterator[tuple[str, PreparedImage | ImageError]]:
-    for image in images:
+def _score(
+    task: Task, committee: Committee, images: Sequence[str], paths: Mapping[str, str]
+) -> Generator[tuple[str, tuple[ScoreRow, NDArray[np.uint8]] | ImageError], None, None]:
+    """Scores and grey-level codes of each image, in order; several are read and scored at a time.
+
+    On a CPU each has a core of its own: two images on a core each took three quarters of the time of one after the
+    other on two. On a GPU one is read while another is scored.
+    """
+    threads = torch.get_num_threads()
+    on_cpu = next(committee.parameters()).device.type == "cpu"
+    workers = min(threads, _AT_ONCE) if on_cpu else 2
+    own = threading.local()
+
+    def start() -> None:
+        own.committee = copy.deepcopy(committee)  # whose hooks are its own
+        if on_cpu:
+            torch.set_num_threads(max(1, threads // workers))
+
+    def one(image: str) -> tuple[str, tuple[ScoreRow, NDArray[np.uint8]] | ImageError]:
+        prepared = _read(task, image, paths)
+        if isinstance(prepared, ImageError):
+            return image, prepared
         try:
-            yield image, prepare(task, image, paths.get(image, ""))
+            return image, (_finite(score(task, own.committee, prepared)), prepared.codes)
         except ImageError as error:
-            yield image, error
-        except Exception as error:
-            logger.exception("%s cannot be read", image)
-            yield image, ImageError(f"{image}: cannot be read ({type(error).__name__}), see the log", passing=True)
+            return image, error
+
+    executor = ThreadPoolExecutor(workers, initializer=start)
+    try:
+        yield from executor.map(one, images)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _read(task: Task, image: str, paths: Mapping[str, str]) -> PreparedImage | ImageError:
+    try:
+        return prepare(task, image, paths.get(image, ""))
+    except ImageError as error:
+        return error
+    except Exception as error:
+        logger.exception("%s cannot be read", image)
+        return ImageError(f"{image}: cannot be read ({type(error).__name__}), see the log", passing=True)
 
 
 def _finite(row: ScoreRow) -> ScoreRow:
@@ -213,12 +245,12 @@ def _finite(row: ScoreRow) -> ScoreRow:
     return row
 
 
-def _mark(pool: Pool, image: str, error: ImageError) -> None:
+def _mark(pool: Pool, image: str, error: ImageError, fingerprint: str | None) -> None:
     """Takes an image out for good where its file is at fault; one that is only away for the moment comes back."""
     if error.passing:
         return
     with contextlib.suppress(KeyError):  # it was deleted meanwhile
-        pool.mark_unusable(image, str(error))
+        pool.mark_unusable(image, str(error), fingerprint=fingerprint)
 
 
 def compare(pool: Pool, task: Task, images: Sequence[str], labelled: Sequence[str]) -> None:

@@ -224,3 +224,13 @@ def test_the_summary_counts(pool: Pool) -> None:
     assert (summary.model_version, summary.ranking_version, summary.acquisitions) == (None, 0, 1)
     assert pool.image_state("e")["leased_by"] == "anna"
     assert pool.image_state("nowhere") == {}
+
+
+def test_a_file_that_was_replaced_while_it_was_read_is_not_called_unusable(pool: Pool) -> None:
+    read = pool.fingerprints()["a"]
+    with pool.database.transaction() as connection:
+        connection.execute("UPDATE images SET fingerprint = '2:2' WHERE image = 'a'")
+    pool.mark_unusable("a", "the file is empty", fingerprint=read)
+    assert pool.unusable() == {}
+    pool.mark_unusable("a", "the file is empty", fingerprint="2:2")
+    assert pool.unusable() == {"a": "the file is empty"}

@@ -105,9 +105,13 @@ class Pool(Scores):
 
     # What stands outside
 
-    def mark_unusable(self, image: str, reason: str) -> None:
-        """Takes an image that cannot be read or scored out of everything, until a new file or other settings."""
-        self._update(image, "unusable", reason)
+    def mark_unusable(self, image: str, reason: str, *, fingerprint: str | None = None) -> None:
+        """Takes an image that cannot be read or scored out of everything, until a new file or other settings.
+
+        Not where another file has taken the place of the one with this ``fingerprint``, which was read."""
+        with self.database.transaction():
+            if fingerprint is None or self.fingerprints().get(image) == fingerprint:
+                self._update(image, "unusable", reason)
 
     def unusable(self) -> dict[str, str]:
         """Images that cannot be used, with the reason."""

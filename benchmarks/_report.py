@@ -44,7 +44,9 @@ def write(folder: Path = RESULTS, readme: Path = ROOT / "README.md") -> None:
         *(f"Measured on {machine}." for machine in machines),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    readme.write_text(BLOCK.sub(lambda _: page, readme.read_text(encoding="utf-8")), encoding="utf-8")
+    text, blocks = BLOCK.subn(lambda _: page, readme.read_text(encoding="utf-8"))
+    assert blocks == 1, f"{readme} has {blocks} places for the table"
+    readme.write_text(text, encoding="utf-8")
 
 
 def _cells(measurement: Measurement) -> tuple[str, ...]:

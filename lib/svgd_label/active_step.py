@@ -24,8 +24,10 @@ from svgd_label.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 4
-"""Images that are scored at a time, of which each takes memory."""
+_AT_ONCE, _LARGE_AT_ONCE = 4, 2
+"""Images that are read and scored at a time, of which each takes memory: those of a window, and those of many."""
+_BLOCK = 256
+"""Images that are compared with the labelled ones at a time: their codes are in memory."""
 
 
 @dataclass
@@ -198,12 +200,13 @@ def _score(
 ) -> Generator[tuple[str, tuple[ScoreRow, NDArray[np.uint8]] | ImageError], None, None]:
     """Scores and grey-level codes of each image, in order; several are read and scored at a time.
 
-    On a CPU each has a core of its own: two images on a core each took three quarters of the time of one after the
-    other on two. On a GPU one is read while another is scored.
+    On a CPU each has cores of its own: two images on a core each took three quarters of the time of one after the
+    other on two. On a GPU one is scored at a time, while others are read.
     """
     threads = torch.get_num_threads()
     on_cpu = next(committee.parameters()).device.type == "cpu"
-    workers = min(threads, _AT_ONCE) if on_cpu else 2
+    workers = min(threads, _LARGE_AT_ONCE if task.patches else _AT_ONCE) if on_cpu else _LARGE_AT_ONCE
+    computing = contextlib.nullcontext() if on_cpu else threading.Lock()
     own = threading.local()
 
     def start() -> None:
@@ -216,7 +219,9 @@ def _score(
         if isinstance(prepared, ImageError):
             return image, prepared
         try:
-            return image, (_finite(score(task, own.committee, prepared)), prepared.codes)
+            with computing:
+                row = score(task, own.committee, prepared)
+            return image, (_finite(row), prepared.codes)
         except ImageError as error:
             return image, error
 
@@ -225,6 +230,7 @@ def _score(
         yield from executor.map(one, images)
     finally:
         executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _read(task: Task, image: str, paths: Mapping[str, str]) -> PreparedImage | ImageError:
@@ -261,10 +267,8 @@ def compare(pool: Pool, task: Task, images: Sequence[str], labelled: Sequence[st
     pool.mirror_mutual_information(partners, labelled)
     fingerprints = pool.fingerprints()
     device = default_device()
-    # So few at once that the codes in memory stay few.
-    size = max(1, min(256, 20_000 // len(partners)))
-    for start in range(0, len(images), size):
-        block = images[start : start + size]
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK]
         missing = pool.missing_pairs(block, partners)
         if not missing.any():
             continue

@@ -106,11 +106,10 @@ class Pool(Scores):
     # What stands outside
 
     def mark_unusable(self, image: str, reason: str, *, fingerprint: str | None = None) -> None:
-        """Takes an image that cannot be read or scored out of everything, until a new file or other settings.
-
-        Not where another file has taken the place of the one with this ``fingerprint``, which was read."""
-        with self.database.transaction():
-            if fingerprint is None or self.fingerprints().get(image) == fingerprint:
+        """Takes an image out until a new file or other settings; not where its file is not the ``fingerprint`` read."""
+        with self.database.transaction() as connection:
+            row = connection.execute("SELECT fingerprint FROM images WHERE image = ?", (image,)).fetchone()
+            if row is None or fingerprint in (None, row["fingerprint"]):
                 self._update(image, "unusable", reason)
 
     def unusable(self) -> dict[str, str]:

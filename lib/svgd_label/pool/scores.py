@@ -31,7 +31,7 @@ _MIRROR = """
         AND image IN (SELECT value FROM json_each(:labelled))
 """
 ROWS_AT_ONCE = 2000
-"""Of mutual information, in one transaction: an annotator's save waits for it, and the scoring has low priority."""
+"""Of mutual information in one transaction, about: an annotator's save waits for it, at the scoring's low priority."""
 _OVER = {"mean": "AVG", "sum": "SUM", "max": "MAX"}
 
 

@@ -25,7 +25,7 @@ from svgd_label.active_step import refresh_ranking, settle, write_first_order
 from svgd_label.device import default_device
 from svgd_label.errors import UserError
 from svgd_label.inference import dice
-from svgd_label.pool import Database, OutdatedVersion, Pool
+from svgd_label.pool import Database, LabelVersion, OutdatedVersion, Pool
 from svgd_label.server import login, ohif, routes
 from svgd_label.server.auto_train import AutoTrain
 from svgd_label.server.committees import Committees
@@ -173,7 +173,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """A new label changes the similarity to the labelled set at once; picks stay until the next training."""
         self._ranking.do(self._refresh)
-        self._comparing.do(functools.partial(self._compare, image_id))
+        if versions := self._datastore.labels.versions(image_id):  # none of what is saved as a pre-segmentation
+            self._comparing.do(functools.partial(self._compare, versions[-1]))
         self.auto_train.consider()
 
     def on_flag(self, image: str) -> None:
@@ -229,12 +230,9 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             logger.info("model version %d has not scored and picked everything: scoring starts", version)
             super().async_scoring(SCORING)
 
-    def _compare(self, image: str) -> None:
+    def _compare(self, saved: LabelVersion) -> None:
         """Dice between a new label and what the committee had proposed: the annotator's own learning curve."""
-        versions = self._datastore.labels.versions(image)
-        if not versions:
-            return  # saved under the tag of pre-segmentations, which are not kept
-        saved, path = versions[-1], self._datastore.get_image_uri(image)
+        image, path = saved.image, self._datastore.get_image_uri(saved.image)
         proposed = None if saved.model_version is None else self.committees.segment(path, saved.model_version)
         if proposed is None:
             return  # nothing was proposed, or so long ago that a newer committee has come in between

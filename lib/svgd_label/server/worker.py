@@ -14,12 +14,13 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
+        self._name = name
         self._wanted = threading.Condition()
         self._waiting: list[Callable[[], object]] = []
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def do(self, work: Callable[[], object]) -> None:
-        """Returns at once. Work that already waits is not done twice; what runs has begun too early to count."""
+        """Returns at once. What equals work that waits is not done twice; what runs has begun too early to count."""
         with self._wanted:
             if work not in self._waiting:
                 self._waiting.append(work)
@@ -33,4 +34,4 @@ class Worker:
             try:
                 work()
             except Exception:  # a thread that dies in silence leaves a server that looks healthy
-                logger.exception("work in the background failed")
+                logger.exception("background work failed: %s", self._name)

@@ -200,8 +200,8 @@ def _score(
 ) -> Generator[tuple[str, tuple[ScoreRow, NDArray[np.uint8]] | ImageError], None, None]:
     """Scores and grey-level codes of each image, in order; several are read and scored at a time.
 
-    On a CPU each has cores of its own: two images on a core each took three quarters of the time of one after the
-    other on two. On a GPU one is scored at a time, while others are read.
+    On a CPU each has cores of its own: faster than all cores for one image after the other (``bench scoring``).
+    On a GPU one is scored at a time, while others are read.
     """
     threads = torch.get_num_threads()
     on_cpu = next(committee.parameters()).device.type == "cpu"

@@ -6,7 +6,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -59,12 +60,17 @@ def paired(ours: Callable[[], object], theirs: Callable[[], object], *, pairs: i
     )
 
 
-def peak_gib(code: str) -> float:
-    """Peak resident memory in GiB of a fresh Python process on Linux that runs ``code``, imports included."""
+def peaks_gib(codes: Iterable[str]) -> list[float]:
+    """Peak resident memory in GiB of a fresh Python process on Linux for each code, imports included; two at a time."""
     ending = "; print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-    command = [sys.executable, "-c", code + ending]
-    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=1800)
-    return int(ended.stdout.split()[-1]) / 2**20
+
+    def peak(code: str) -> float:
+        command = [sys.executable, "-c", code + ending]
+        ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=1800)
+        return int(ended.stdout.split()[-1]) / 2**20
+
+    with ThreadPoolExecutor(2) as processes:
+        return list(processes.map(peak, codes))
 
 
 def benchmarks() -> list[str]:

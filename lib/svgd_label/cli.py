@@ -147,7 +147,7 @@ def repulsion(
 @app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, under 30 s each.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions, about 30 s each.")] = False,
 ) -> None:
     """Measure against the alternatives; the figures go to results/benchmarks/, those of --quick nowhere."""
     sys.path.insert(0, str(ROOT))  # the benchmarks stand beside the package, not in it

@@ -1,11 +1,8 @@
 """Series are mirrored, labels come back as SEG, and a server that is away, empty or wrong costs nothing."""
 
 import gzip
-import io
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -13,50 +10,18 @@ import pydicom
 import pytest
 from fastapi import HTTPException
 from numpy.typing import NDArray
-from pydicom.uid import generate_uid
 from tests.dicom.conftest import PASSWORD, USER
-from tests.dicom.series import AXIAL, PATIENT, PATIENT_ID, TILTED, labels_on_grid, make_series
+from tests.dicom.series import AXIAL, PATIENT, PATIENT_ID, make_series
+from tests.dicom.store import Open, instances, label_map, load, save, state
 
 from svgd_label.images import geometry
 from svgd_label.server.dicom.address import Address
 from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
-from svgd_label.server.dicom.segmentation import Origin, make_segmentation, read_segmentation
+from svgd_label.server.dicom.segmentation import read_segmentation
 from svgd_label.server.dicom.web import DicomServer
 
 pytestmark = pytest.mark.slow
-
-Open = Callable[[], DicomDatastore]
-
-
-def load(orthanc: Orthanc, tmp_path: Path, *, seed: int = 0) -> str:
-    """A series of the tests' own on the server."""
-    uid = make_series(tmp_path / f"files {seed}", TILTED if seed else AXIAL, seed=seed)
-    orthanc.load(tmp_path / f"files {seed}")
-    return uid
-
-
-def label_map(store: DicomDatastore, image: str, value: int = 2) -> NDArray[np.uint8]:
-    shape, affine = geometry(store.get_image_uri(image))
-    labels = labels_on_grid(shape, affine, AXIAL if shape == AXIAL.shape else TILTED)
-    return np.where(labels > 0, value, 0).astype(np.uint8) if value else np.zeros(shape, np.uint8)
-
-
-def save(store: DicomDatastore, image: str, labels: NDArray[np.uint8], tmp_path: Path) -> None:
-    file = tmp_path / "label.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(labels, geometry(store.get_image_uri(image))[1]), file)
-    store.save_label(image, str(file), "final", {"client_id": "anna"})
-
-
-def instances(orthanc: Orthanc, modality: str = "SEG") -> dict[str, pydicom.Dataset]:
-    """What the server holds, by SOPInstanceUID."""
-    found = {}
-    for series in orthanc.ask("GET", "/series", params={"expand": ""}).json():
-        if series["MainDicomTags"]["Modality"] == modality:
-            for instance in series["Instances"]:
-                file = pydicom.dcmread(io.BytesIO(orthanc.ask("GET", f"/instances/{instance}/file").content))
-                found[str(file.SOPInstanceUID)] = file
-    return found
 
 
 def voxels(store: DicomDatastore, image: str, segmentation: pydicom.Dataset) -> NDArray[np.uint8]:
@@ -66,12 +31,6 @@ def voxels(store: DicomDatastore, image: str, segmentation: pydicom.Dataset) -> 
 def delete(orthanc: Orthanc, uid: str) -> None:
     found = orthanc.ask("POST", "/tools/lookup", data=uid).json()
     assert orthanc.ask("DELETE", found[0]["Path"]).ok
-
-
-def state(store: DicomDatastore, image: str) -> dict[str, Any]:
-    found: dict[str, Any] = store.json()["objects"][image]["labels"]["final"]["info"]["dicom_seg"]
-    assert found == store.get_label_info(image, "final")["dicom_seg"]
-    return found
 
 
 # Series
@@ -322,106 +281,3 @@ def test_no_log_holds_a_password_or_a_patient(
     ours = "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.INFO)
     for secret in (password, PATIENT, PATIENT_ID):
         assert secret not in ours
-
-
-# SEGs of others
-
-
-def store_theirs(
-    orthanc: Orthanc,
-    store: DicomDatastore,
-    image: str,
-    labels: NDArray[np.uint8],
-    names: tuple[str, ...],
-    written: str = "20990101",
-) -> None:
-    """A SEG as another program writes it."""
-    folder = Path(store.get_image_uri(image))
-    theirs = make_segmentation(
-        folder,
-        labels,
-        geometry(folder)[1],
-        names,
-        series_uid=generate_uid(),
-        instance_uid=generate_uid(),
-        origin=Origin("other", None, None, False),
-    )
-    theirs.Manufacturer = theirs.ManufacturerModelName = "Other"
-    theirs.ContentDate = written
-    store.server.store(theirs)
-
-
-def test_a_seg_that_another_program_stored_becomes_the_label_by_its_names_and_is_not_sent_back(
-    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
-) -> None:
-    uid = load(orthanc, tmp_path, seed=1)
-    store.mirror.synchronise()
-    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("Third Tumour", "second"))
-    store.mirror.synchronise()
-    np.testing.assert_array_equal(
-        np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj), label_map(store, uid, 3)
-    )
-    assert store.labels.versions(uid)[-1].client == "DICOM server"
-    store.outbox.send()
-    assert state(store, uid)["state"] == "theirs"
-    assert len(instances(orthanc)) == 1
-    save(store, uid, label_map(store, uid, 2), tmp_path)
-    store.outbox.send()
-    store.mirror.synchronise()
-    store.mirror.synchronise()
-    assert len(instances(orthanc)) == 2
-    assert [v.number for v in store.labels.versions(uid)] == [1, 2], "neither theirs nor ours is read again"
-
-
-def test_an_older_seg_changes_nothing_and_one_with_unknown_names_is_refused_once(
-    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    uid = load(orthanc, tmp_path)
-    store.mirror.synchronise()
-    save(store, uid, label_map(store, uid, 2), tmp_path)
-    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",), written="20200101")
-    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("spleen",))
-    store.mirror.synchronise()
-    store.mirror.synchronise()
-    assert [v.number for v in store.labels.versions(uid)] == [1]
-    assert caplog.text.count("'spleen', which the task does not know") == 1
-    store.outbox.send()
-    assert state(store, uid)["state"] == "sent"
-
-
-def test_our_own_segs_are_known_again_after_the_index_was_lost(
-    orthanc: Orthanc, open_store: Open, tmp_path: Path
-) -> None:
-    uid = load(orthanc, tmp_path)
-    store = open_store()
-    store.mirror.synchronise()
-    save(store, uid, label_map(store, uid), tmp_path)
-    store.outbox.send()
-    store.close()
-    for file in (tmp_path / "state").glob("state.sqlite*"):
-        file.unlink()
-    again = open_store()
-    again.remove_label(uid, "final")
-    again.mirror.synchronise()
-    assert again.get_labeled_images() == [], "or a deleted label would come back"
-
-
-def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_waits_for_it(
-    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
-) -> None:
-    uid, other = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
-    store.mirror.synchronise()
-    for value, written in ((1, "20300101"), (2, "20320101"), (3, "20310101")):
-        store_theirs(orthanc, store, uid, label_map(store, uid, value), ("first", "second", "third tumour"), written)
-    store_theirs(orthanc, store, other, label_map(store, other, 1), ("second",))
-    store.mirror._filter = {"Modality": "MR", "SeriesInstanceUID": uid}
-    store.mirror.synchronise()
-    assert store.get_labeled_images() == [uid]
-    np.testing.assert_array_equal(
-        np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj), label_map(store, uid, 2)
-    )
-    assert len(store.labels.versions(uid)) == 1
-    store.mirror._filter = {"Modality": "MR"}
-    store.mirror.synchronise()
-    store.mirror.synchronise()
-    assert store.get_labeled_images() == sorted([uid, other])

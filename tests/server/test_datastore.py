@@ -1,93 +1,19 @@
 """The datastore behaves as MONAI Label's endpoints expect, and answers with sentences where something is wrong."""
 
 import json
-import logging
-import shutil
-import subprocess
-import sys
 import threading
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
-from fastapi import HTTPException
+from tests.server.store import INFO, SHAPE, refusal, stored, values, write
 
 from svgd_label.labels import convert_label
-from svgd_label.pool import Database, Pool, RankingRow
+from svgd_label.pool import RankingRow
 from svgd_label.server.datastore import SafeDatastore
-from svgd_label.tasks import Task
-
-TASK = Task(name="hips", labels=("anterior", "posterior"), window=(16, 16, 16))
-SHAPE = (8, 9, 10)
-AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
-INFO = {"label_info": [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}], "client_id": "anna"}
-
-
-def write(path: Path, array: np.ndarray[Any, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(array, AFFINE), path)
-    return path
-
-
-def values(seed: int = 0) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
-
-
-def stored(path: str | Path) -> np.ndarray[Any, Any]:
-    return np.asarray(nibabel.load(path).dataobj)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for number, image in enumerate("abc"):
-        write(tmp_path / "my studies" / f"{image}.nii.gz", np.full(SHAPE, number, np.int16))
-    return tmp_path / "my studies"
-
-
-@pytest.fixture
-def open_store(folder: Path) -> Iterator[Callable[..., SafeDatastore]]:
-    opened: list[SafeDatastore] = []
-
-    def open_it(auto_reload: bool = False) -> SafeDatastore:
-        state = folder / ".svgd"
-        pool = Pool(Database(state, task=TASK.name), validation="fifth", max_frequency=10)
-        opened.append(SafeDatastore(folder, state=state, pool=pool, task=TASK, auto_reload=auto_reload))
-        return opened[-1]
-
-    yield open_it
-    for store in opened:
-        store.close()
-
-
-@pytest.fixture
-def store(open_store: Callable[..., SafeDatastore]) -> SafeDatastore:
-    return open_store()
-
-
-@pytest.fixture
-def upload(tmp_path: Path) -> Path:
-    return write(tmp_path / "upload.nii.gz", values())
-
-
-def refusal(status: int, call: Callable[..., Any], *arguments: Any) -> str:
-    with pytest.raises(HTTPException) as caught:
-        call(*arguments)
-    assert caught.value.status_code == status
-    return str(caught.value.detail)
-
-
-def eventually(fact: Callable[[], bool]) -> None:
-    """Watching takes a moment; how long is not what is tested."""
-    for _ in range(200):
-        if fact():
-            return
-        time.sleep(0.1)
-    assert fact()
 
 
 def test_a_saved_label_is_the_label(store: SafeDatastore, upload: Path, folder: Path) -> None:
@@ -280,98 +206,6 @@ def test_the_archive_holds_what_is_labelled(store: SafeDatastore, upload: Path) 
         assert len(archive.namelist()) == 3
 
 
-def test_monai_labels_own_index_is_never_written(store: SafeDatastore, upload: Path, folder: Path) -> None:
-    store.save_label("a", str(upload), "final", dict(INFO))
-    store.set_name("x")
-    store.refresh()
-    assert {path.name for path in folder.iterdir()} == {"a.nii.gz", "b.nii.gz", "c.nii.gz", "labels", ".svgd"}
-
-
-def test_monai_labels_own_index_is_taken_over(folder: Path, open_store: Callable[..., SafeDatastore]) -> None:
-    write(folder / "labels/final/b.nii.gz", values())
-    objects = {
-        "b": {
-            "image": {"ext": ".nii.gz", "info": {"ts": 5}},
-            "labels": {"final": {"ext": ".nii.gz", "info": {"client_id": "ben"}}},
-        }
-    }
-    (folder / "datastore_v2.json").write_text(json.dumps({"name": "old", "description": "", "objects": objects}))
-    store = open_store()
-    assert store.name() == "old"
-    assert store.get_image_info("b")["ts"] == 5
-    assert store.get_label_info("b", "final")["client_id"] == "ben"
-    assert store.get_labeled_images() == ["b"]
-
-
-def test_a_damaged_index_is_made_again(
-    store: SafeDatastore,
-    upload: Path,
-    open_store: Callable[..., SafeDatastore],
-    folder: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    store.save_label("a", str(upload), "final", dict(INFO))
-    path = store.pool.database.path
-    store.pool.database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.copytree(folder, folder.parent / "copy")
-    damaged = folder.parent / "copy" / ".svgd" / path.name
-    damaged.write_bytes(b"\0garbage" * 2000)
-    state = damaged.parent
-    with caplog.at_level(logging.WARNING):
-        pool = Pool(Database(state, task=TASK.name), validation="fifth", max_frequency=10)
-        again = SafeDatastore(folder.parent / "copy", state=state, pool=pool, task=TASK, auto_reload=False)
-    assert "made again from the files: 3 images, 1 final labels" in caplog.text
-    assert again.get_labeled_images() == ["a"]
-    assert np.array_equal(stored(again.get_label_uri("a", "final")), values())
-    assert len(again.labels.versions("a")) == 1
-
-
-def test_a_full_disk_is_a_sentence_and_the_old_label_stays(store: SafeDatastore, upload: Path, folder: Path) -> None:
-    """In a process of its own whose files may not grow beyond 200 bytes."""
-    store.save_label("a", str(upload), "final", dict(INFO))
-    before = {path: path.read_bytes() for path in (folder / "labels").rglob("*") if path.is_file()}
-    program = f"""
-import resource, sys
-from pathlib import Path
-from fastapi import HTTPException
-from svgd_label.pool import Database, Pool
-from svgd_label.server.datastore import SafeDatastore
-from svgd_label.tasks import Task
-task = Task(name="hips", labels=("anterior", "posterior"), window=(16, 16, 16))
-folder = Path(sys.argv[1])
-pool = Pool(Database(folder / ".svgd", task="hips"), validation="fifth", max_frequency=10)
-store = SafeDatastore(folder, state=folder / ".svgd", pool=pool, task=task, auto_reload=False)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-try:
-    store.save_label("a", sys.argv[2], "final", {INFO!r})
-except HTTPException as error:
-    print(error.status_code, error.detail)
-"""
-    child = subprocess.run(
-        [sys.executable, "-c", program, str(folder), str(upload)], capture_output=True, text=True, timeout=300
-    )
-    assert child.stdout.startswith("507 Nothing was stored"), child.stderr
-    assert {path: path.read_bytes() for path in (folder / "labels").rglob("*") if path.is_file()} == before
-
-
-def test_a_store_damaged_in_use_is_a_sentence_and_leaves_nothing_behind(
-    store: SafeDatastore, upload: Path, folder: Path
-) -> None:
-    database = store.pool.database
-    page, size = (
-        database.connection.execute(query).fetchone()[0]
-        for query in ("SELECT rootpage FROM sqlite_master WHERE name = 'labels'", "PRAGMA page_size")
-    )
-    database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    database.close()
-    with database.path.open("r+b") as file:
-        file.seek((page - 1) * size)
-        file.write(b"\xff" * size)
-    assert "Restart the server" in refusal(507, store.save_label, "a", str(upload), "final", dict(INFO))
-    assert list((folder / "labels" / "final").iterdir()) == []
-    assert list((folder / ".svgd").glob("versions/a/*")) == []
-
-
 def test_many_threads_save_at_once(store: SafeDatastore, tmp_path: Path) -> None:
     errors: list[BaseException] = []
 
@@ -393,73 +227,3 @@ def test_many_threads_save_at_once(store: SafeDatastore, tmp_path: Path) -> None
     assert not errors
     assert len(store.labels.versions()) == 20
     assert len([key for key in store.get_image_info("a") if key.startswith("note")]) == 20
-
-
-@pytest.mark.parametrize("file_system", ["local", "share"])
-def test_what_others_do_in_the_folder_is_noticed(
-    open_store: Callable[..., SafeDatastore],
-    folder: Path,
-    tmp_path: Path,
-    file_system: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if file_system == "share":  # which announces nothing and is looked at from time to time
-        monkeypatch.setattr("svgd_label.server.watcher.on_network", lambda _: "nfs4")
-        monkeypatch.setattr("svgd_label.server.watcher._POLL_SECONDS", 0.3)
-    store = open_store(auto_reload=True)
-    write(folder / "dropped.nii.gz", np.ones(SHAPE, np.int16))
-    write(tmp_path / "elsewhere.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "renamed.nii.gz")
-    write(tmp_path / "label.nii.gz", values()).rename(folder / "labels/final/b.nii.gz")
-    write(folder / "labels/second reader/a.nii.gz", values())
-    write(folder / "labels/second/a.nii.gz", values())
-    (folder / "c.nii.gz").unlink()
-    (folder / "series").mkdir()
-    (folder / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
-    eventually(lambda: store.list_images() == ["a", "b", "dropped", "renamed", "series"])
-    eventually(lambda: store.get_labeled_images() == ["b"])
-    eventually(lambda: store.get_labels_by_image_id("a") == {"second": "a"})
-    assert [case.image for case in store.pool.training_list()] == ["b"]
-    write(folder / "labels/second/b.nii.gz", values())  # in a tag that came after the start
-    eventually(lambda: "second" in store.get_labels_by_image_id("b"))
-    (folder / "labels/final/b.nii.gz").unlink()
-    eventually(lambda: store.get_labeled_images() == [])
-
-
-def test_a_label_that_comes_before_its_image_is_taken(
-    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = open_store(auto_reload=True)
-    write(tmp_path / "label.nii.gz", values()).rename(folder / "labels/final/late.nii.gz")
-    eventually(lambda: "final/late belongs to no image" in caplog.text)
-    write(tmp_path / "image.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "late.nii.gz")
-    (folder / "notes.txt").write_text("no image, no label")
-    eventually(lambda: store.get_labeled_images() == ["late"])
-    assert "notes.txt" not in caplog.text
-
-
-def test_a_folder_that_is_filled_slowly_becomes_an_image(
-    open_store: Callable[..., SafeDatastore], folder: Path
-) -> None:
-    store = open_store(auto_reload=True)
-    (folder / "series").mkdir()
-    time.sleep(1.5)
-    assert "series" not in store.list_images()
-    (folder / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
-    eventually(lambda: "series" in store.list_images())
-
-
-def test_watching_undoes_nothing_of_ones_own(
-    open_store: Callable[..., SafeDatastore], upload: Path, tmp_path: Path
-) -> None:
-    store = open_store(auto_reload=True)
-    for seed in range(12):
-        write(upload, values(seed))
-        store.save_label("abc"[seed % 3], str(upload), "final", dict(INFO))
-        time.sleep(0.1)
-    before = store.pool.database.connection.total_changes
-    time.sleep(1.5)
-    assert store.get_labeled_images() == ["a", "b", "c"]
-    assert {v.client for v in store.labels.versions()} == {"anna"}
-    assert len(store.labels.versions()) == 12
-    assert store.get_label_info("a", "final")["client_id"] == "anna"
-    assert store.pool.database.connection.total_changes == before

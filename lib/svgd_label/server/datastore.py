@@ -6,10 +6,8 @@ import io
 import json
 import logging
 import shutil
-import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ from svgd_label.labels import convert_label, write_label
 from svgd_label.pool import FINAL, ORIGINAL, LabelStore, Pool, Studies
 from svgd_label.pool.files import EXTENSIONS, copy_durably, fingerprint, make_folder, split_extension
 from svgd_label.server.answers import dictionary, plain_image, plain_tag, storing, unknown_image
+from svgd_label.server.archive import write_archive
 from svgd_label.server.watcher import Watcher
 from svgd_label.tasks import Task
 
 logger = logging.getLogger(__name__)
-
-_ARCHIVE_SECONDS = 3600.0
 
 
 class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not typed
@@ -316,24 +313,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         cases = self.datalist()[: limit_cases or None]
         if not cases:
             raise HTTPException(404, "There is no labelled image yet, so the archive would be empty.")
-        folder = self._state / "archives"
         with storing():
-            make_folder(folder)
-            for old in folder.iterdir():
-                if old.stat().st_mtime < time.time() - _ARCHIVE_SECONDS:
-                    old.unlink()
-            with (
-                tempfile.NamedTemporaryFile(dir=folder, suffix=".zip", delete=False) as file,
-                zipfile.ZipFile(file, mode="w") as archive,
-            ):
-                for case in cases:
-                    for key, path in case.items():
-                        for part in sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]:
-                            if not part.is_file() or not part.resolve().is_relative_to(self.studies.folder):
-                                continue  # a link that leads out, or would never end
-                            archive.write(part, arcname=str(Path(key) / part.relative_to(Path(path).parent)))
-                archive.writestr("metadata.json", json.dumps(self.json(), default=str))
-        return str(file.name)
+            return str(write_archive(self._state / "archives", cases, self.json(), within=self.studies.folder))
 
     def refresh(self) -> None:
         """Takes over what has happened to the files."""

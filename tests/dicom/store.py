@@ -1,0 +1,54 @@
+"""What tests do with a datastore on a DICOM server: load series, save labels, see what was stored."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from tests.dicom.series import AXIAL, TILTED, labels_on_grid, make_series
+
+from svgd_label.images import geometry
+from svgd_label.server.dicom.datastore import DicomDatastore
+from svgd_label.server.dicom.orthanc import Orthanc
+
+Open = Callable[[], DicomDatastore]
+
+
+def load(orthanc: Orthanc, tmp_path: Path, *, seed: int = 0) -> str:
+    """A series of the tests' own on the server."""
+    uid = make_series(tmp_path / f"files {seed}", TILTED if seed else AXIAL, seed=seed)
+    orthanc.load(tmp_path / f"files {seed}")
+    return uid
+
+
+def label_map(store: DicomDatastore, image: str, value: int = 2) -> NDArray[np.uint8]:
+    shape, affine = geometry(store.get_image_uri(image))
+    labels = labels_on_grid(shape, affine, AXIAL if shape == AXIAL.shape else TILTED)
+    return np.where(labels > 0, value, 0).astype(np.uint8) if value else np.zeros(shape, np.uint8)
+
+
+def save(store: DicomDatastore, image: str, labels: NDArray[np.uint8], tmp_path: Path) -> None:
+    file = tmp_path / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(labels, geometry(store.get_image_uri(image))[1]), file)
+    store.save_label(image, str(file), "final", {"client_id": "anna"})
+
+
+def instances(orthanc: Orthanc, modality: str = "SEG") -> dict[str, pydicom.Dataset]:
+    """What the server holds, by SOPInstanceUID."""
+    found = {}
+    for series in orthanc.ask("GET", "/series", params={"expand": ""}).json():
+        if series["MainDicomTags"]["Modality"] == modality:
+            for instance in series["Instances"]:
+                file = pydicom.dcmread(io.BytesIO(orthanc.ask("GET", f"/instances/{instance}/file").content))
+                found[str(file.SOPInstanceUID)] = file
+    return found
+
+
+def state(store: DicomDatastore, image: str) -> dict[str, Any]:
+    found: dict[str, Any] = store.json()["objects"][image]["labels"]["final"]["info"]["dicom_seg"]
+    assert found == store.get_label_info(image, "final")["dicom_seg"]
+    return found

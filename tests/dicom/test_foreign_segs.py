@@ -1,0 +1,117 @@
+"""SEGs that other programs stored become labels; our own are known again."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom.uid import generate_uid
+from tests.dicom.store import Open, instances, label_map, load, save, state
+
+from svgd_label.images import geometry
+from svgd_label.server.dicom.datastore import DicomDatastore
+from svgd_label.server.dicom.orthanc import Orthanc
+from svgd_label.server.dicom.segmentation import Origin, make_segmentation
+
+pytestmark = pytest.mark.slow
+
+
+def store_theirs(
+    orthanc: Orthanc,
+    store: DicomDatastore,
+    image: str,
+    labels: NDArray[np.uint8],
+    names: tuple[str, ...],
+    written: str = "20990101",
+) -> None:
+    """A SEG as another program writes it."""
+    folder = Path(store.get_image_uri(image))
+    theirs = make_segmentation(
+        folder,
+        labels,
+        geometry(folder)[1],
+        names,
+        series_uid=generate_uid(),
+        instance_uid=generate_uid(),
+        origin=Origin("other", None, None, False),
+    )
+    theirs.Manufacturer = theirs.ManufacturerModelName = "Other"
+    theirs.ContentDate = written
+    store.server.store(theirs)
+
+
+def test_a_seg_that_another_program_stored_becomes_the_label_by_its_names_and_is_not_sent_back(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("Third Tumour", "second"))
+    store.mirror.synchronise()
+    np.testing.assert_array_equal(
+        np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj), label_map(store, uid, 3)
+    )
+    assert store.labels.versions(uid)[-1].client == "DICOM server"
+    store.outbox.send()
+    assert state(store, uid)["state"] == "theirs"
+    assert len(instances(orthanc)) == 1
+    save(store, uid, label_map(store, uid, 2), tmp_path)
+    store.outbox.send()
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert len(instances(orthanc)) == 2
+    assert [v.number for v in store.labels.versions(uid)] == [1, 2], "neither theirs nor ours is read again"
+
+
+def test_an_older_seg_changes_nothing_and_one_with_unknown_names_is_refused_once(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    save(store, uid, label_map(store, uid, 2), tmp_path)
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",), written="20200101")
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("spleen",))
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert [v.number for v in store.labels.versions(uid)] == [1]
+    assert caplog.text.count("'spleen', which the task does not know") == 1
+    store.outbox.send()
+    assert state(store, uid)["state"] == "sent"
+
+
+def test_our_own_segs_are_known_again_after_the_index_was_lost(
+    orthanc: Orthanc, open_store: Open, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store = open_store()
+    store.mirror.synchronise()
+    save(store, uid, label_map(store, uid), tmp_path)
+    store.outbox.send()
+    store.close()
+    for file in (tmp_path / "state").glob("state.sqlite*"):
+        file.unlink()
+    again = open_store()
+    again.remove_label(uid, "final")
+    again.mirror.synchronise()
+    assert again.get_labeled_images() == [], "or a deleted label would come back"
+
+
+def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_waits_for_it(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid, other = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    for value, written in ((1, "20300101"), (2, "20320101"), (3, "20310101")):
+        store_theirs(orthanc, store, uid, label_map(store, uid, value), ("first", "second", "third tumour"), written)
+    store_theirs(orthanc, store, other, label_map(store, other, 1), ("second",))
+    store.mirror._filter = {"Modality": "MR", "SeriesInstanceUID": uid}
+    store.mirror.synchronise()
+    assert store.get_labeled_images() == [uid]
+    np.testing.assert_array_equal(
+        np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj), label_map(store, uid, 2)
+    )
+    assert len(store.labels.versions(uid)) == 1
+    store.mirror._filter = {"Modality": "MR"}
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert store.get_labeled_images() == sorted([uid, other])

@@ -56,7 +56,7 @@ def test_a_label_that_does_not_fit_is_refused_and_kept(store: SafeDatastore, tmp
     sentence = refusal(400, store.save_label, "a", str(small), "final", dict(INFO))
     assert "2 x 2 x 2" in sentence
     (kept,) = (store.pool.database.folder / "refused").iterdir()
-    assert kept.name in sentence
+    assert f". The upload is kept on the server as refused/{kept.name} in" in sentence
     assert kept.read_bytes() == small.read_bytes()
     assert np.array_equal(stored(store.get_label_uri("a", "final")), values())
 

@@ -64,9 +64,11 @@ def turned(codes: str, sides: tuple[float, float, float]) -> NDArray[np.float64]
 def test_the_slice_with_most_doubt_is_counted_across_the_longest_voxels(
     codes: str, sides: tuple[float, float, float], axis: int, index: int, words: str
 ) -> None:
-    found = first_slice(doubt((7, 8, 9), x=3, y=4, z=5), turned(codes, sides))
+    affine = turned(codes, sides)
+    found = first_slice(doubt((7, 8, 9), x=3, y=4, z=5), affine)
     assert found is not None
     assert (found.axis, found.index, found.words) == (axis, index, words)
+    np.testing.assert_allclose(found.position, (affine @ [3, 4, 5, 1])[:3])
 
 
 def test_many_doubtful_voxels_outweigh_a_few_very_doubtful_ones() -> None:

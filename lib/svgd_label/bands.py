@@ -55,6 +55,8 @@ class Slice:
     """axial, coronal or sagittal, or what is nearest to it."""
     words: str
     """The same for people, with what the slice sliders of viewers show."""
+    position: tuple[float, float, float]
+    """RAS millimetres of the middle of the doubt on it."""
 
 
 def first_slice(found: NDArray[np.uint8], affine: NDArray[np.float64]) -> Slice | None:
@@ -79,6 +81,10 @@ def first_slice(found: NDArray[np.uint8], affine: NDArray[np.float64]) -> Slice 
     centre[axis] = index
     world = next(number for number, pair in enumerate(("RL", "AP", "SI")) if codes[axis] in pair)
     millimetres = float((affine @ [*centre, 1])[world])
+    weights = np.take(found, [index], axis=axis).astype(np.float64)
+    middle = np.array([np.average(places, weights=weights) for places in np.indices(weights.shape)])
+    middle[axis] = index
+    right, front, up, _ = (float(value) for value in affine @ [*middle, 1])
     return Slice(
         axis=axis,
         index=index,
@@ -87,4 +93,5 @@ def first_slice(found: NDArray[np.uint8], affine: NDArray[np.float64]) -> Slice 
             f"{plane} slice {index + 1} of {found.shape[axis]}, counted from the {start}; "
             f"in 3D Slicer at {'RAS'[world]} {millimetres:.1f} mm"
         ),
+        position=(right, front, up),
     )

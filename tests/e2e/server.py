@@ -149,9 +149,9 @@ class Server:
             files={"params": (None, json.dumps(params))},
         )
 
-    def infer(self, image: str) -> tuple[nibabel.Nifti1Image, dict[str, Any]]:
-        """A pre-segmentation as NIfTI, and what is said of it."""
-        file, params = self.slicer().infer("svgd", image, {"result_extension": ".nii.gz"})
+    def infer(self, image: str, model: str = "svgd") -> tuple[nibabel.Nifti1Image, dict[str, Any]]:
+        """A pre-segmentation, or where it is in doubt, as NIfTI, and what is said of it."""
+        file, params = self.slicer().infer(model, image, {"result_extension": ".nii.gz"})
         result = nibabel.load(file)
         assert isinstance(result, nibabel.Nifti1Image)
         result.get_fdata()  # before the next answer

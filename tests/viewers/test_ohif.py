@@ -37,8 +37,8 @@ learning_rate: 0.01
 queries: 2
 """
 SAID, NEXT, TABS = "#svgd-bar output", ".monaiLabelPanel button:has-text('Next Sample')", ".monaiLabelPanel .tabs"
-DRAWING = """() => {
-    const volume = window.services.segmentationService.getLabelmapVolume('1');
+DRAWING = """segmentation => {
+    const volume = window.services.segmentationService.getLabelmapVolume(segmentation);
     const place = id => window.cornerstone.metaData.get('imagePlaneModule', id).imagePositionPatient;
     return {
         voxels: Array.from(volume.voxelManager.getCompleteScalarDataArray()),
@@ -111,8 +111,8 @@ class Site:
         self.browser.run("await page.waitForSelector(argument)", TABS)
         self.browser.wait("() => document.querySelectorAll('#svgd-bar option').length === 2")
 
-    def drawing(self) -> Drawing:
-        found = self.browser.inside(DRAWING)
+    def drawing(self, segmentation: str = "1") -> Drawing:
+        found = self.browser.inside(DRAWING, segmentation)
         voxels = np.array(found["voxels"], np.uint8).reshape(found["shape"], order="F")
         return Drawing(voxels, found["positions"], found["series"])
 
@@ -244,8 +244,17 @@ def test_the_whole_journey(site: Site) -> None:
     assert proposed.count(1) + proposed.count(2) > 0
     proposed.assert_lies_as(server.infer(second)[0])
     browser.picture("8 segmented")
+
+    # Where the committee is unsure lies over the image, and the drawing stays what it is
+    browser.click("#svgd-bar button:has-text('Where unsure')")
+    site.said("Yellow: unsure, red: very unsure. Most of it: axial slice")
+    site.drawing("svgd-doubt").assert_lies_as(server.infer(second, "svgd_uncertainty")[0])
+    np.testing.assert_array_equal(site.drawing().voxels, proposed.voxels)
+    browser.picture("9 where unsure")
     corrected = site.stroke("Brush", "posterior")
-    browser.picture("9 corrected")
+    browser.picture("10 corrected")
+    browser.click("#svgd-bar button:has-text('Where unsure')")
+    browser.wait("() => !window.services.segmentationService.getSegmentation('svgd-doubt')")
     browser.click("#svgd-bar button:has-text('Submit label')")
     site.said("Label counted: 2 of 5 images are labelled.")
     corrected.assert_lies_as(site.label(second))

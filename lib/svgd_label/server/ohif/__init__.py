@@ -8,7 +8,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
 _STOCK = Path(monailabel.__file__).parent / "endpoints" / "static" / "ohif" / "app-config.js"
-_SCRIPT = ("handles.js", "annotate.js", "bar.js")
+_SCRIPT = ("handles.js", "annotate.js", "doubt.js", "bar.js")
 
 router = APIRouter(include_in_schema=False)
 

@@ -60,16 +60,11 @@ function beforeStroke(event) {
 
 function undo() {
   const { volume } = drawing();
-  const modified = window.cornerstoneTools?.segmentation?.triggerSegmentationEvents?.triggerSegmentationDataModified;
-  if (typeof volume.voxelManager.setCompleteScalarDataArray !== 'function' || typeof modified !== 'function') {
-    throw new Failure('This release of OHIF cannot take a stroke back; use the eraser.');
-  }
   const before = undoable.pop();
   if (!before) {
     throw new Failure('There is nothing left to take back.');
   }
-  volume.voxelManager.setCompleteScalarDataArray(before);
-  modified(SEGMENTATION);
+  put(SEGMENTATION, volume, before);
   say('The last change is taken back.');
 }
 
@@ -78,9 +73,7 @@ function undo() {
 async function submit() {
   const { labels } = await info();
   const { segmentation, volume, series, place } = drawing();
-  if (shownSeries() !== series) {
-    throw new Failure('The drawing is of another series than the one you look at: show that one, or reload the page.');
-  }
+  ofShown(series);
   const array = voxels(volume);
   checkOrder(array, volume, place);
   const known = structures(segmentation, labels);
@@ -96,10 +89,11 @@ async function submit() {
     throw new Failure('Nothing was submitted.');
   }
   say('Submitting …');
-  const form = new FormData();
   const names = known.map(([idx, name]) => ({ name, idx }));
-  form.append('params', JSON.stringify({ label_info: names, client_id: CLIENT }));
-  form.append('label', new Blob([array]), 'label.bin');
+  const form = asForm({
+    params: JSON.stringify({ label_info: names, client_id: CLIENT }),
+    label: new File([array], 'label.bin'),
+  });
   isDrawn = false; // before the answer: a stroke made meanwhile is a new one
   try {
     await ask('PUT', `datastore/label?image=${encodeURIComponent(series)}`, form);

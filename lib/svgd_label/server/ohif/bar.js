@@ -88,7 +88,8 @@ const STYLE = `
   #svgd-bar .mm { min-width: 3em; }
   #svgd-bar output { flex: 1 1 240px; }
   #svgd-bar output.good { color: #7df0a8; }
-  #svgd-bar output.bad { color: #ffb4a8; }`;
+  #svgd-bar output.bad { color: #ffb4a8; }
+  [data-sonner-toaster][data-y-position=bottom] { bottom: calc(var(--svgd-bar, 0px) + 16px) !important; }`;
 
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -106,12 +107,14 @@ function build() {
   bar.segment = element('select', { onchange: () =>
     act(() => service('segmentationService', 'setActiveSegment')(SEGMENTATION, Number(bar.segment.value))) });
   bar.undo = button('Undo', undo);
+  bar.doubt = button('Where unsure', toggleDoubt);
   bar.submit = button('Submit label', submit, { className: 'main' });
   bar.next = button('Next sample', next);
   bar.said = element('output', {});
   bar.all = element('div', { id: 'svgd-bar', hidden: true },
     bar.Brush, bar.Eraser, element('label', {}, 'Size', bar.size, bar.millimetres),
-    element('label', {}, 'Segment', bar.segment), bar.undo, bar.submit, bar.next, bar.said);
+    element('label', {}, 'Segment', bar.segment), bar.undo, bar.doubt, bar.submit, bar.next,
+    bar.said);
   bar.all.setAttribute('role', 'region');
   bar.all.setAttribute('aria-label', 'Annotation');
   // OHIF's shortcuts would take the keys that move a slider or press a button.
@@ -138,14 +141,15 @@ async function act(work) {
     return;
   }
   isBusy = true;
-  bar.submit.disabled = bar.next.disabled = true;
+  const waiting = [bar.submit, bar.next, bar.doubt];
+  waiting.forEach(button => { button.disabled = true; });
   try {
     await work();
   } catch (error) {
     report(error);
   } finally {
     isBusy = false;
-    bar.submit.disabled = bar.next.disabled = false;
+    waiting.forEach(button => { button.disabled = false; });
   }
 }
 
@@ -180,6 +184,7 @@ async function follow() {
     return;
   }
   makeRoom();
+  document.body.style.setProperty('--svgd-bar', `${bar.all.offsetHeight}px`); // OHIF's messages stay above it
   connect();
   await showStrategy();
   const tool = activeTool();
@@ -187,6 +192,7 @@ async function follow() {
     bar[name].setAttribute('aria-pressed', String(tool === toolName));
   }
   bar.undo.disabled = !undoable.length;
+  bar.doubt.setAttribute('aria-pressed', String(isDoubtShown()));
   const segmentation = service('segmentationService', 'getSegmentation')(SEGMENTATION);
   if (!segmentation) {
     return;

@@ -1,9 +1,9 @@
 // What the annotator's tools need of the browser, of this app's server, and of OHIF.
 //
-// The three files of this folder are one script, in this order: handles.js, annotate.js, bar.js. It builds on what OHIF
-// itself puts into the page (window.services, commandsManager, cornerstone, cornerstoneTools) and looks everything up
-// at the moment of use: where a release lacks something, the annotator reads a sentence and the rest goes on. It holds
-// no secret, and speaks with the server that the page came from and with nobody else.
+// The four files of this folder are one script, in this order: handles.js, annotate.js, doubt.js, bar.js. It builds on
+// what OHIF itself puts into the page (window.services, commandsManager, cornerstone, cornerstoneTools) and looks
+// everything up at the moment of use: where a release lacks something, the annotator reads a sentence and the rest goes
+// on. It holds no secret, and speaks with the server that the page came from and with nobody else.
 
 const SERVER = `${location.origin}/`;
 const MODE = '/monai-label';
@@ -38,7 +38,7 @@ const CLIENT = client();
 // Without a path, as the panel itself sets it: two cookies of one name would be in each other's way.
 setCookie('MONAILABEL_SERVER_URL', encodeURIComponent(SERVER), '');
 
-/** The server's answer as JSON; its sentence, or one about the network, as a Failure. */
+/** The server's answer, JSON or a form; its sentence, or one about the network, as a Failure. */
 async function ask(method, path, body) {
   const headers = body && !(body instanceof FormData) ? { 'Content-Type': 'application/json' } : {};
   let answer, text;
@@ -46,6 +46,9 @@ async function ask(method, path, body) {
     answer = await fetch(SERVER + path, {
       method, headers, body: body && !(body instanceof FormData) ? JSON.stringify(body) : body,
     });
+    if (answer.ok && answer.headers.get('content-type').startsWith('multipart/')) {
+      return await answer.formData();
+    }
     text = await answer.text();
   } catch {
     throw new Failure('The server does not answer. Nothing is lost: try again when it is back.');
@@ -60,6 +63,12 @@ async function ask(method, path, body) {
     throw new Failure(typeof detail === 'string' ? detail : status);
   }
   return content;
+}
+
+function asForm(fields) {
+  const form = new FormData();
+  Object.entries(fields).forEach(field => form.append(...field));
+  return form;
 }
 
 let information;
@@ -96,6 +105,22 @@ function drawing() {
 }
 
 const voxels = volume => Uint8Array.from(volume.voxelManager.getCompleteScalarDataArray());
+
+/** Replaces what a segmentation holds, and shows it. */
+function put(segmentation, volume, array) {
+  const modified = window.cornerstoneTools?.segmentation?.triggerSegmentationEvents?.triggerSegmentationDataModified;
+  if (typeof volume?.voxelManager?.setCompleteScalarDataArray !== 'function' || typeof modified !== 'function') {
+    throw new Failure(`This release of OHIF lets no page change what a segmentation holds; ${INSTEAD}.`);
+  }
+  volume.voxelManager.setCompleteScalarDataArray(array);
+  modified(segmentation);
+}
+
+function ofShown(series) {
+  if (shownSeries() !== series) {
+    throw new Failure('The drawing is of another series than the one you look at: show that one, or reload the page.');
+  }
+}
 
 /** The task's structures among the segments, as [number, name]; the panel adds those of every other model. */
 function structures(segmentation, labels) {

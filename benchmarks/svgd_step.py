@@ -15,9 +15,8 @@ from benchmarks.common import RESULTS, Measurement, paired, peaks_gib
 from svgd_label.checkpoint import new_committee
 from svgd_label.device import default_device, training_autocast
 from svgd_label.likelihood import dice_log_likelihood
-from svgd_label.svgd import SVGD
 from svgd_label.tasks import Task, load_task
-from svgd_label.training import svgd_iteration
+from svgd_label.training import new_optimizer, svgd_iteration
 
 TARGET = 1.05
 MEMORY_TARGET = 1.3
@@ -72,7 +71,7 @@ def svgd_step(size: int) -> Callable[[], object]:
     engine = SimpleNamespace(
         state=SimpleNamespace(device=device),
         network=committee,
-        optimizer=SVGD(torch.optim.Adam(committee.parameters(), lr=task.learning_rate), committee.trainable()),
+        optimizer=new_optimizer(task, committee),
         loss_function=lambda logits, labels: -dice_log_likelihood(logits, labels),
     )
     return lambda: svgd_iteration(engine, batch)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.transforms import Compose
 
 from svgd_label.checkpoint import new_committee
 from svgd_label.device import training_autocast
@@ -46,6 +47,29 @@ def test_an_image_of_frequency_three_is_drawn_three_times_as_often(tmp_path: Pat
 
     train(task, cases, new_committee(task, seed=0), seed=0, attach=attach)
     assert drawn == {"a": 30, "b": 10}
+
+
+def test_samples_are_made_on_one_core_and_the_network_keeps_its_own(
+    tmp_path: Path, tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = set()
+
+    def watch(sample: Any) -> Any:
+        made.add(torch.get_num_threads())
+        return sample
+
+    def watched(task: Task) -> Compose:
+        return Compose([watch, *training_transforms(task).transforms])
+
+    monkeypatch.setattr("svgd_label.training.training_transforms", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(tiny, [case(tmp_path, "a")], new_committee(tiny, seed=0), seed=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert made == {1}
 
 
 def test_one_seed_gives_one_committee(tmp_path: Path, tiny: Task) -> None:

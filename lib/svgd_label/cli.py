@@ -103,7 +103,7 @@ def sample_data(
 def pretrain(
     task: Annotated[str, typer.Argument(help="A preset or a task's YAML file.")],
     data: Annotated[Path, typer.Option(help="Folder in MSD layout with splits.json.")],
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3400,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 9000,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     weights: Annotated[Path | None, typer.Option(help="Where the committee goes; default: into the package.")] = None,
     report: Annotated[Path | None, typer.Option(help="Where the figures go; default: results/pretrain/.")] = None,

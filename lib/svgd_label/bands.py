@@ -8,6 +8,7 @@ import torch
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
+from scipy.ndimage import center_of_mass
 from torch import Tensor
 
 BANDS = {"unsure": 1, "very unsure": 2}
@@ -81,8 +82,7 @@ def first_slice(found: NDArray[np.uint8], affine: NDArray[np.float64]) -> Slice 
     centre[axis] = index
     world = next(number for number, pair in enumerate(("RL", "AP", "SI")) if codes[axis] in pair)
     millimetres = float((affine @ [*centre, 1])[world])
-    weights = np.take(found, [index], axis=axis).astype(np.float64)
-    middle = np.array([np.average(places, weights=weights) for places in np.indices(weights.shape)])
+    middle = np.array(center_of_mass(np.take(found, [index], axis=axis)))
     middle[axis] = index
     right, front, up, _ = (float(value) for value in affine @ [*middle, 1])
     return Slice(

@@ -49,6 +49,14 @@ DRAWING = """segmentation => {
 }"""
 
 
+COLOURS = """() => {
+    const viewport = window.services.viewportGridService.getState().activeViewportId;
+    return [1, 2].map(index => Array.from(window.services.segmentationService.getSegmentColor(viewport, '1', index)));
+}"""
+LAST_SEGMENT = """() => Math.max(
+    ...Object.keys(window.services.segmentationService.getSegmentation('1').segments).map(Number))"""
+
+
 @dataclass
 class Drawing:
     """The label map in the page, (X, Y, Z), where each slice lies (LPS mm), and whose it is."""
@@ -246,11 +254,23 @@ def test_the_whole_journey(site: Site) -> None:
     browser.picture("8 segmented")
 
     # Where the committee is unsure lies over the image, and the drawing stays what it is
+    colours = browser.inside(COLOURS)
     browser.click("#svgd-bar button:has-text('Where unsure')")
-    site.said("Yellow: unsure, red: very unsure. Most of it: axial slice")
-    site.drawing("svgd-doubt").assert_lies_as(server.infer(second, "svgd_uncertainty")[0])
+    site.said("Yellow: unsure, magenta: very unsure. Most of it: axial slice")
+    assert browser.inside(COLOURS) == colours, "what is drawn keeps its colours"
+    doubt = site.drawing("svgd-doubt")
+    doubt.voxels[doubt.voxels > 0] -= browser.inside(LAST_SEGMENT)
+    doubt.assert_lies_as(server.infer(second, "svgd_uncertainty")[0])
     np.testing.assert_array_equal(site.drawing().voxels, proposed.voxels)
     browser.picture("9 where unsure")
+    browser.run("await page.locator('.viewport-element').first().dblclick()")  # one plane alone
+    browser.wait("() => document.querySelectorAll('.viewport-element').length === 1")
+    doubtful = site.drawing("svgd-doubt").voxels
+    alone = site.stroke("Brush", "anterior")
+    np.testing.assert_array_equal(site.drawing("svgd-doubt").voxels, doubtful)
+    assert alone.count(1) > proposed.count(1)
+    browser.run("await page.locator('.viewport-element').first().dblclick()")
+    browser.wait("() => document.querySelectorAll('.viewport-element').length === 3")
     corrected = site.stroke("Brush", "posterior")
     browser.picture("10 corrected")
     browser.click("#svgd-bar button:has-text('Where unsure')")

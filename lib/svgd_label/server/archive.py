@@ -30,7 +30,7 @@ def write_archive(
     make_folder(folder)
     for old in folder.iterdir():
         if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
-            old.unlink()
+            old.unlink(missing_ok=True)
     with (
         tempfile.NamedTemporaryFile(dir=folder, suffix=".zip", delete=False) as file,
         zipfile.ZipFile(file, mode="w") as archive,

@@ -51,6 +51,9 @@ function beforeStroke(event) {
   try {
     if (Object.values(TOOLS).includes(activeTool())) {
       keep();
+      if (isDoubtShown()) { // a new layout makes it the active one
+        Array.from(service('viewportGridService', 'getState')().viewports.keys()).forEach(activate);
+      }
       isDrawn = true;
     }
   } catch (error) {

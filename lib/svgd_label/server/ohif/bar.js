@@ -16,8 +16,8 @@ function onClick(event) {
     event.preventDefault();
     event.stopImmediatePropagation(); // a second connection would make an empty drawing in place of this one
     say('The panel is connected with this server.');
-  } else if (button?.closest('.settingsTable, .modelSelector') && undoable.length) {
-    keep(); // what is drawn is about to be replaced
+  } else if (button?.closest('.settingsTable, .modelSelector') && isConnected()) {
+    attempt(keep); // what is drawn is about to be replaced
   }
 }
 
@@ -98,18 +98,18 @@ function element(tag, properties, ...children) {
 }
 
 function build() {
-  const button = (text, work, properties) =>
-    element('button', { type: 'button', textContent: text, onclick: () => act(work), ...properties });
-  bar.Brush = button('Brush', () => choose('Brush'));
-  bar.Eraser = button('Eraser', () => choose('Eraser'));
-  bar.size = element('input', { type: 'range', min: 1, max: 30, value: 3, oninput: () => act(resize) });
+  const button = (text, onclick, properties) =>
+    element('button', { type: 'button', textContent: text, onclick, ...properties });
+  bar.Brush = button('Brush', () => attempt(() => choose('Brush')));
+  bar.Eraser = button('Eraser', () => attempt(() => choose('Eraser')));
+  bar.size = element('input', { type: 'range', min: 1, max: 30, value: 3, oninput: () => attempt(resize) });
   bar.millimetres = element('span', { className: 'mm' });
   bar.segment = element('select', { onchange: () =>
-    act(() => service('segmentationService', 'setActiveSegment')(SEGMENTATION, Number(bar.segment.value))) });
-  bar.undo = button('Undo', undo);
-  bar.doubt = button('Where unsure', toggleDoubt);
-  bar.submit = button('Submit label', submit, { className: 'main' });
-  bar.next = button('Next sample', next);
+    attempt(() => service('segmentationService', 'setActiveSegment')(SEGMENTATION, Number(bar.segment.value))) });
+  bar.undo = button('Undo', () => attempt(undo));
+  bar.doubt = button('Where unsure', () => act(toggleDoubt));
+  bar.submit = button('Submit label', () => act(submit), { className: 'main' });
+  bar.next = button('Next sample', () => act(next));
   bar.said = element('output', {});
   bar.all = element('div', { id: 'svgd-bar', hidden: true },
     bar.Brush, bar.Eraser, element('label', {}, 'Size', bar.size, bar.millimetres),
@@ -134,23 +134,28 @@ function report(error) {
   say(own ? error.message : `That did not work in this release of OHIF (${error.message}). Nothing is lost.`, 'bad');
 }
 
+/** Runs what a button stands for, and says what went wrong. */
+async function attempt(work) {
+  try {
+    await work();
+  } catch (error) {
+    report(error);
+  }
+}
+
 let isBusy = false;
-/** Runs what a button stands for, one at a time, and says what went wrong. */
+/** The same for what asks the server, one at a time; drawing goes on meanwhile. */
 async function act(work) {
   if (isBusy) {
+    say('The server has not answered yet: wait a moment.');
     return;
   }
   isBusy = true;
   const waiting = [bar.submit, bar.next, bar.doubt];
   waiting.forEach(button => { button.disabled = true; });
-  try {
-    await work();
-  } catch (error) {
-    report(error);
-  } finally {
-    isBusy = false;
-    waiting.forEach(button => { button.disabled = false; });
-  }
+  await attempt(work);
+  isBusy = false;
+  waiting.forEach(button => { button.disabled = false; });
 }
 
 const isOpen = () => location.pathname.includes(MODE);

@@ -46,7 +46,7 @@ async function ask(method, path, body) {
     answer = await fetch(SERVER + path, {
       method, headers, body: body && !(body instanceof FormData) ? JSON.stringify(body) : body,
     });
-    if (answer.ok && answer.headers.get('content-type').startsWith('multipart/')) {
+    if (answer.ok && answer.headers.get('content-type')?.startsWith('multipart/')) {
       return await answer.formData();
     }
     text = await answer.text();
@@ -115,6 +115,9 @@ function put(segmentation, volume, array) {
   volume.voxelManager.setCompleteScalarDataArray(array);
   modified(segmentation);
 }
+
+/** Brushes draw into the drawing, whatever else OHIF has added last. */
+const activate = viewportId => service('segmentationService', 'setActiveSegmentation')(viewportId, SEGMENTATION);
 
 function ofShown(series) {
   if (shownSeries() !== series) {

@@ -61,6 +61,13 @@ def test_a_label_that_does_not_fit_is_refused_and_kept(store: SafeDatastore, tmp
     assert np.array_equal(stored(store.get_label_uri("a", "final")), values())
 
 
+def test_a_refusal_that_asks_ends_as_a_question(store: SafeDatastore, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.nii.gz"
+    garbage.write_bytes(b"x" * 100)
+    sentence = refusal(400, store.save_label, "a", str(garbage), "final", dict(INFO))
+    assert "is it complete? The upload is kept" in sentence
+
+
 def test_a_correction_keeps_both_versions_and_what_it_corrects(
     store: SafeDatastore, upload: Path, tmp_path: Path
 ) -> None:

@@ -221,7 +221,8 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                 upload, info.get("label_info"), image=path, labels=self._task.labels, aliases=self._task.aliases
             )
         except UserError as error:
-            raise HTTPException(400, f"{error}. {self._keep_refused(image, upload)}".strip()) from error
+            sentence = str(error) if str(error).endswith("?") else f"{error}."
+            raise HTTPException(400, f"{sentence} {self._keep_refused(image, upload)}".strip()) from error
         except Exception as error:
             logger.exception("The label of %s could not be converted.", image)
             sentence = f"The label of {image} could not be converted ({type(error).__name__}): see the server's log."

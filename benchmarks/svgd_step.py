@@ -26,12 +26,12 @@ SIZES = (1, 2, 5, 10, 20)
 def run(*, quick: bool) -> list[Measurement]:
     """The hippocampus task as it is trained, and with other numbers of particles; quickly two only."""
     size = 2 if quick else load_task("hippocampus").particles
-    times = {size: _time(size, pairs=3 if quick else 30)}
+    times = {size: _time(size, pairs=3 if quick else 100)}
     sizes = (1, size) if quick else SIZES
     memory = dict(zip(sizes, peaks_gib(_code(number) for number in sizes), strict=True))
     details = {}
     if not quick:
-        times |= {number: _time(number, pairs=3) for number in SIZES if number != size}
+        times |= {number: _time(number, pairs=10) for number in SIZES if number != size}
         _draw(times, memory)
         details = {f"ratio_with_{number}": round(times[number][0], 3) for number in SIZES}
     peaks = {f"gib_with_{number}": round(peak, 3) for number, peak in memory.items()}

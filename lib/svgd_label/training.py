@@ -215,8 +215,9 @@ def svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any
     images = batch[Keys.IMAGE].to(engine.state.device, memory_format=torch.channels_last_3d)
     labels = batch[Keys.LABEL].to(engine.state.device)
     committee: Committee = engine.network
-    committee.train()
-    engine.optimizer.zero_grad(set_to_none=True)
+    if not committee.training:  # going through all modules of all particles takes a while
+        committee.train()
+    engine.optimizer.zero_grad()
     losses = []
     for particle in committee.particles:
         with training_autocast(images.device):

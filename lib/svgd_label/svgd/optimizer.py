@@ -1,11 +1,14 @@
 """SVGD as a torch optimizer around another: gradients in, velocities out, the inner optimizer takes the step."""
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from svgd_label.svgd.committee import flatten
 from svgd_label.svgd.kernel import velocity_weights
@@ -18,6 +21,10 @@ class SVGD(Optimizer):
     work on either. Every ``backward`` must have left in ``.grad`` the gradient of *minus* the particle's
     log-likelihood, as any minimising training loop does.
     docs/method.md: "step" and "prior".
+
+    As soon as ``backward`` has made a gradient, it is copied to its place in one matrix, of which ``.grad`` is a view
+    then. This way the gradients of a single particle, and not of all, are asked of the system and given back at every
+    step, which took as long in page faults as the kernel, the velocity and the inner optimizer's step together.
 
     Args:
         optimizer: any torch optimizer over the parameters of all particles.
@@ -41,8 +48,19 @@ class SVGD(Optimizer):
         self.particles = [list(particle) for particle in particles]
         self.bandwidth = bandwidth
         self.prior_std = prior_std
-        self._gathered: Tensor | None = None
-        self._descent: Tensor | None = None
+        sizes = [parameter.numel() for parameter in self.particles[0]]
+        # Gradients, particles and minus the velocity, each particle a row in the order in which its parameters lie in
+        # memory. That order is the same for all particles, and that is all the kernel asks for: nothing is moved about,
+        # as flattening channels-last weights by their indices would, which took longer than the kernel itself.
+        self._matrices = self.particles[0][0].detach().new_empty(3, len(self.particles), sum(sizes))
+        self._gradients, self._descent = (
+            self._matrices[number].view(-1).split(sizes * len(self.particles)) for number in (0, 2)
+        )
+        handles = [
+            parameter.register_post_accumulate_grad_hook(partial(_gather, piece))
+            for parameter, piece in zip(self._parameters(), self._gradients, strict=True)
+        ]
+        weakref.finalize(self, _remove, handles)
         self._share()
 
     def _share(self) -> None:
@@ -65,29 +83,36 @@ class SVGD(Optimizer):
         Raises:
             ValueError: as for ``step``.
         """
-        weights, gathered = self._factors()
-        return flatten(self._as_parameters(weights @ gathered)).view(len(self.particles), -1)
+        self._descend()
+        values = [_shaped(piece, parameter) for parameter, piece in zip(self._parameters(), self._descent, strict=True)]
+        return -flatten(values).view(len(self.particles), -1)
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """Two matrices, (M, 2M) and (2M, P), whose product is the velocity; the next call overwrites the second.
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for particle in self.particles for parameter in particle]
 
-        It stays from step to step: asking the system for so much memory anew took longer than the arithmetic.
-        """
+    def _descend(self) -> None:
+        """Writes minus the velocity to its matrix."""
         _check_layout(self.particles)
-        parameters = [parameter for particle in self.particles for parameter in particle]
         count = len(self.particles)
-        if self._gathered is None:
-            self._gathered = parameters[0].new_empty(2 * count, sum(p.numel() for p in self.particles[0]))
-        gradients, particles = self._gathered.chunk(2)
-        torch.cat([_in_memory(p, _gradient(p)) for p in parameters], out=gradients.view(-1))
-        torch.cat([_in_memory(p, p) for p in parameters], out=particles.view(-1))
+        _, particles, descent = self._matrices
+        for parameter, piece in zip(self._parameters(), self._gradients, strict=True):
+            if parameter.grad is None:
+                piece.zero_()
+            else:
+                _gather(piece, parameter)
+        torch.cat([torch.as_strided(p, (p.numel(),), (1,)) for p in self._parameters()], out=particles.view(-1))
+        rows = self._matrices[:2].flatten(0, 1)
         if self.prior_std is not None:
-            gradients.add_(particles, alpha=1 / self.prior_std**2)
+            rows = rows.clone()  # the parameters' gradients stay as they are
+            rows[:count].add_(rows[count:], alpha=1 / self.prior_std**2)
+        particles = rows[count:]
         particles[1:] -= particles[0]  # shifted so that the first is zero, as in phi
         particles[0] = 0
         weights = velocity_weights(particles, bandwidth=self.bandwidth)
-        weights[:, :count].neg_()  # the gradients are those of minus the log-likelihood
-        return weights, self._gathered
+        weights[:, count:].neg_()  # the gradients are those of minus the log-likelihood
+        # Of so flat a matrix the product takes half as long again in one piece.
+        for piece, result in zip(rows.split(2**16, dim=1), descent.split(2**16, dim=1), strict=True):
+            torch.mm(weights, piece, out=result)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -100,24 +125,28 @@ class SVGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        weights, gathered = self._factors()
-        if self._descent is None:
-            self._descent = torch.empty_like(gathered[: len(self.particles)])
-        torch.mm(-weights, gathered, out=self._descent)
-        parameters = (parameter for particle in self.particles for parameter in particle)
-        for parameter, values in zip(parameters, self._as_parameters(self._descent), strict=True):
-            parameter.grad = values
+        self._descend()
+        for parameter, piece in zip(self._parameters(), self._descent, strict=True):
+            parameter.grad = _shaped(piece, parameter)
         self.optimizer.step()
         return loss
 
-    def _as_parameters(self, values: Tensor) -> list[Tensor]:
-        """Views of (M, P) values in the order of memory, each shaped and laid out as its parameter."""
-        parameters = [parameter for particle in self.particles for parameter in particle]
-        pieces = values.view(-1).split([parameter.numel() for parameter in parameters])
-        return [
-            torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
-            for parameter, piece in zip(parameters, pieces, strict=True)
-        ]
+
+def _shaped(piece: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A view of consecutive values, shaped and laid out as the parameter."""
+    return torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
+
+
+def _gather(piece: Tensor, parameter: nn.Parameter) -> None:
+    """Copies the gradient to its piece of the matrix, unless it is there, and makes ``.grad`` a view of that."""
+    if parameter.grad is not None and parameter.grad.data_ptr() != piece.data_ptr():
+        parameter.grad = _shaped(piece, parameter).copy_(parameter.grad)
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    """Once the optimizer is gone, nothing may be left at the parameters that holds its memory."""
+    for handle in handles:
+        handle.remove()
 
 
 def _check_layout(particles: Sequence[Sequence[nn.Parameter]]) -> None:
@@ -127,18 +156,3 @@ def _check_layout(particles: Sequence[Sequence[nn.Parameter]]) -> None:
     # Only of a dense tensor does torch keep the strides.
     if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in particles[0]):
         raise ValueError("SVGD needs dense parameters, not views that leave out or repeat parts of their memory")
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _in_memory(parameter: nn.Parameter, values: Tensor) -> Tensor:
-    """``values``, shaped as the parameter, as one vector in the order in which the parameter lies in memory.
-
-    The order is the same for all particles, and that is all the kernel asks for: nothing is moved about, as flattening
-    channels-last weights by their indices would, which took longer than the kernel itself.
-    """
-    if values.stride() != parameter.stride():
-        values = torch.empty_like(parameter).copy_(values)
-    return torch.as_strided(values, (values.numel(),), (1,), values.storage_offset())

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from svgd_label.inference import sliding_window
 from svgd_label.svgd import Committee
 from svgd_label.svgd.convolution import FastConvolutions
+from svgd_label.tasks import Task
 
 
 def bare_passes(committee: Committee, inputs: Sequence[torch.Tensor], *, as_ours: bool) -> Callable[[], None]:
@@ -28,3 +30,15 @@ def bare_passes(committee: Committee, inputs: Sequence[torch.Tensor], *, as_ours
                     particle(x)
 
     return passes
+
+
+def windows_of(task: Task, image: torch.Tensor) -> list[torch.Tensor]:
+    """What the network gets of an image (1, D, H, W) on the task's grid: windows (1, 1, *window)."""
+    windows: list[torch.Tensor] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        windows.append(x.clone())
+        return x
+
+    sliding_window(task, keep, image)
+    return windows

@@ -13,11 +13,11 @@ import nibabel
 import numpy as np
 import torch
 
-from benchmarks._passes import bare_passes
+from benchmarks._passes import bare_passes, windows_of
 from benchmarks.common import Measurement, paired, peaks_gib
 from svgd_label.checkpoint import new_committee
 from svgd_label.device import default_device
-from svgd_label.inference import predict, segment, sliding_window
+from svgd_label.inference import predict, segment
 from svgd_label.tasks import Task
 
 TARGET = 1.1
@@ -31,13 +31,7 @@ def run(*, quick: bool) -> list[Measurement]:
     task, device = ct_task(5), default_device()
     committee = new_committee(task, seed=0).to(device).eval()
     image = torch.rand(1, *((48, 48, 60) if quick else (102, 102, 112)), generator=torch.Generator().manual_seed(0))
-    windows: list[torch.Tensor] = []
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        windows.append(x.clone())
-        return x
-
-    sliding_window(task, keep, image)
+    windows = windows_of(task, image)
     bare = [bare_passes(committee, windows, as_ours=as_ours) for as_ours in (True, False)]
     ours = functools.partial(predict, task, committee, image.to(device))
     ratio, mine, theirs = paired(ours, bare[0], pairs=3 if quick else 7)

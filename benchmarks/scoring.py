@@ -2,7 +2,7 @@
 
 All three run the same network on the same images on the same device, five forward passes an image. MONAI Label's method
 takes one set of weights five times, and reads and transforms the image anew for each pass. The bare passes get their
-input ready, padded to the window, and throw their output away; they run with the convolutions that ours runs with.
+windows ready and throw their output away; they run with the convolutions that ours runs with.
 """
 
 import itertools
@@ -21,12 +21,11 @@ from monai.transforms import (
     Orientationd,
     ScaleIntensityRangePercentilesd,
     Spacingd,
-    SpatialPad,
 )
 from monailabel.datastore.local import LocalDatastore
 from monailabel.tasks.scoring.epistemic import EpistemicScoring
 
-from benchmarks._passes import bare_passes
+from benchmarks._passes import bare_passes, windows_of
 from benchmarks.common import ROOT, Measurement, paired
 from svgd_label import acquisition
 from svgd_label.active_step import score_pool
@@ -125,7 +124,6 @@ def _theirs(folder: Path, task: Task, committee: Committee, images: dict[str, st
 
 
 def _bare(task: Task, committee: Committee, images: dict[str, str], *, as_ours: bool) -> Callable[[], None]:
-    pad = SpatialPad(task.window)
-    inputs = [torch.as_tensor(pad(prepare_image(task, path).as_tensor())).unsqueeze(0) for path in images.values()]
-    assert all(tuple(x.shape[2:]) == task.window for x in inputs), "an image is larger than the window"
+    prepared = (prepare_image(task, path).as_tensor() for path in images.values())
+    inputs = [window for image in prepared for window in windows_of(task, image)]
     return bare_passes(committee, inputs, as_ours=as_ours)

@@ -12,7 +12,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 
 from svgd_label.bands import thresholds
 from svgd_label.checkpoint import new_committee
-from svgd_label.inference import cores, dice, evaluate, particle_moments, segment, sliding_window
+from svgd_label.inference import cores, dice, evaluate, particle_moments, segment, sliding_window, window_of
 from svgd_label.scoring import prepare, score
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
@@ -88,7 +88,29 @@ def test_an_image_that_fits_the_window_is_one_forward_pass_without_its_padding(
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("shape", [(5, 16, 17), (28, 29, 40), (41, 64, 16)])
+def test_an_image_little_larger_than_the_window_is_one_forward_pass_too(
+    tmp_path: Path, tiny: Task, committee: Committee
+) -> None:
+    array, _ = blob((11, 17, 20), 0)
+    image = prepare_image(tiny, str(save_nifti(tmp_path / "a.nii.gz", array))).as_tensor()
+    padded = torch.nn.functional.pad(image, (0, 0, 1, 2, 2, 3)).unsqueeze(0)
+    with torch.inference_mode():
+        expected = committee(padded)[0, :, 2:13, 1:18]
+        found = sliding_window(tiny, committee, image)
+    assert window_of(tiny, image.shape[1:]) == (16, 20, 20)
+    torch.testing.assert_close(found, expected)
+
+
+def test_only_a_little_larger_and_only_sizes_that_the_network_takes(tiny: Task) -> None:
+    assert window_of(tiny, (21, 16, 16)) == window_of(tiny, (99, 20, 20)) == (16, 16, 16)
+    deep = {**tiny.model_dump(), "network": {"name": "UNet", "arguments": {"channels": [2] * 5, "strides": [2] * 4}}}
+    assert window_of(Task.model_validate({**deep, "window": [64, 48, 64]}), (65, 48, 64)) == (80, 48, 64)
+    fixed = {"name": "UNETR", "arguments": {"img_size": 32, "feature_size": 2, "hidden_size": 12, "mlp_dim": 8}}
+    task = Task.model_validate({**tiny.model_dump(), "network": fixed, "window": [32, 32, 32]})
+    assert window_of(task, (33, 32, 32)) == (32, 32, 32)
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 17), (28, 29, 40), (41, 64, 16), (20, 18, 17), (20, 20, 21)])
 def test_every_voxel_is_in_the_core_of_one_window_and_the_padding_in_none(
     tiny: Task, shape: tuple[int, int, int]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 OVERLAP = 0.25
 """Of neighbouring windows."""
+LARGER = 1.25
+"""An image with no side longer than this times the window's goes through the network in one piece."""
 SLAB = 32
 """So many layers of a grid are turned into labels at once."""
 
@@ -69,22 +72,44 @@ def sliding_window(task: Task, predict: Callable[[Tensor], Tensor], image: Tenso
     Returns:
         (K, D, H, W), without the padding.
     """
-    windows = len(cores(task, image.shape[1:]))
+    window, parts = window_of(task, image.shape[1:]), cores(task, image.shape[1:])
+    if len(parts) == 1:
+        (core,) = parts
+        padding = [(part.start, side - part.stop) for part, side in zip(core, window, strict=True)]
+        padded = torch.nn.functional.pad(image.unsqueeze(0), [n for pair in reversed(padding) for n in pair])
+        return predict(padded)[0][(slice(None), *core)]
     done, logged = 0, time.monotonic()
 
     def counted(x: Tensor) -> Tensor:
         nonlocal done, logged
         if time.monotonic() - logged >= 5:
             logged = time.monotonic()
-            logger.info("%d of %d windows", done, windows)
+            logger.info("%d of %d windows", done, len(parts))
         done += 1
         return predict(x)
 
     stitched = sliding_window_inference(
-        image.unsqueeze(0), roi_size=task.window, sw_batch_size=1, predictor=counted, overlap=OVERLAP, mode="gaussian"
+        image.unsqueeze(0), roi_size=window, sw_batch_size=1, predictor=counted, overlap=OVERLAP, mode="gaussian"
     )
     assert isinstance(stitched, Tensor)
     return stitched[0]
+
+
+def window_of(task: Task, shape: Sequence[int]) -> tuple[int, int, int]:
+    """The window with which an image of this shape (D, H, W) is predicted.
+
+    The task's, or one that holds the whole image where that is little larger than the task's and the network takes it:
+    two windows that share nearly all of their voxels cost twice as much and leave a seam.
+    """
+    for multiple in (4, 8, 16, 32):
+        x, y, z = (
+            side + math.ceil(max(0, size - side) / multiple) * multiple
+            for size, side in zip(shape, task.window, strict=True)
+        )
+        larger = any(a > LARGER * b for a, b in zip((x, y, z), task.window, strict=True))
+        if not larger and task.takes((x, y, z)):
+            return x, y, z
+    return task.window
 
 
 def cores(task: Task, shape: Sequence[int]) -> list[tuple[slice, ...]]:
@@ -94,7 +119,7 @@ def cores(task: Task, shape: Sequence[int]) -> list[tuple[slice, ...]]:
     voxels lies in one core, the padding in none: what is counted there is counted once.
     """
     axes = []
-    for size, side in zip(shape, task.window, strict=True):
+    for size, side in zip(shape, window_of(task, shape), strict=True):
         padding = max(0, side - size) // 2
         step = int(side * (1 - OVERLAP)) if size > side else side
         starts = [min(start, max(0, size - side)) for start in range(0, max(1, size - side + step), step)]

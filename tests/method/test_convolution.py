@@ -36,6 +36,30 @@ def test_one_volume_is_convolved_as_torch_does_it(
 
 
 @needs_onednn
+@pytest.mark.parametrize(("stride", "padding", "output_padding"), [(2, 1, 1), ((2, 1, 2), 1, (1, 0, 1)), (1, 0, 0)])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("channels", [4, 16])
+def test_one_volume_is_convolved_the_other_way_as_torch_does_it(
+    stride: int | tuple[int, int, int],
+    padding: int,
+    output_padding: int | tuple[int, int, int],
+    groups: int,
+    bias: bool,
+    channels: int,
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose3d(4, channels, 3, stride, padding, output_padding, groups=groups, bias=bias)
+    x = torch.rand(1, 4, 5, 4, 6).to(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        expected = layer.double()(x.double()).float()
+        assert ("aten::slow_conv_transpose3d" in kernels(layer.float(), x)) == (channels == 4 and groups == 1)
+        with FastConvolutions():
+            found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_onednn
 def test_it_is_onednn_that_runs_and_only_without_gradients_for_one_volume_in_float32() -> None:
     layer, x = nn.Conv3d(4, 4, 3), torch.rand(1, 4, 6, 6, 6)
     with torch.inference_mode():

@@ -28,6 +28,13 @@ class FastConvolutions(TorchFunctionMode):
             x, weight, bias, stride, padding, dilation, groups = args
             if not isinstance(padding, str):
                 return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+        if func is torch.conv_transpose3d and not kwargs and len(args) == 8 and _applies(args[0], args[1]):
+            x, weight, bias, stride, padding, output_padding, groups, dilation = args
+            # Into a few channels torch's own way is the faster one. The operator is what torch.compile uses.
+            if weight.shape[1] >= 8 and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):
+                return torch.ops.mkldnn._convolution_transpose_pointwise(
+                    x, weight, bias, padding, output_padding, stride, dilation, groups, "none", [], ""
+                )
         return func(*args, **(kwargs or {}))
 
 

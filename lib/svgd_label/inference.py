@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 OVERLAP = 0.25
 """Of neighbouring windows."""
 LARGER = 1.25
-"""An image with no side longer than this times the window's goes through the network in one piece."""
+"""A window may grow to this times its size, side by side, to take a whole image in one piece."""
 SLAB = 32
 """So many layers of a grid are turned into labels at once."""
 
@@ -101,6 +101,8 @@ def window_of(task: Task, shape: Sequence[int]) -> tuple[int, int, int]:
     The task's, or one that holds the whole image where that is little larger than the task's and the network takes it:
     two windows that share nearly all of their voxels cost twice as much and leave a seam.
     """
+    if all(size <= side for size, side in zip(shape, task.window, strict=True)):
+        return task.window
     for multiple in (4, 8, 16, 32):
         x, y, z = (
             side + math.ceil(max(0, size - side) / multiple) * multiple

@@ -53,8 +53,17 @@ def dice_log_likelihood(
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: for labels of another shape or with other values.
     """
     classes = logits.shape[1]
+    least, most = labels.aminmax()
+    if labels.shape[1] != 1 or least < 0 or most >= classes:
+        raise ValueError(
+            f"labels must be (B, 1, *spatial) with values from 0 to {classes - 1}, not of shape {tuple(labels.shape)} "
+            f"with values from {least:g} to {most:g}"
+        )
     # Compared, not by torch's one_hot, which spends as long on it as on all the rest.
     values = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
     one_hot = (labels == values).to(torch.float32)

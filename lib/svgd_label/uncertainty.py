@@ -21,7 +21,7 @@ def entropy(probabilities: Tensor, dim: int) -> Tensor:
     """
     # torch.special.entr takes one logarithm after the other: five times as long on a CPU.
     logarithms = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
-    return -(probabilities * logarithms).sum(dim=dim).clamp(max=0)
+    return (probabilities * logarithms).sum(dim=dim).clamp(max=0).abs()
 
 
 @dataclass

@@ -83,3 +83,11 @@ def test_a_committee_gives_what_its_particles_give() -> None:
         each = torch.stack([particle(x).softmax(dim=1) for particle in committee.particles])
         torch.testing.assert_close(torch.stack(list(committee.probabilities(x))), each)
         torch.testing.assert_close(committee(x), each.mean(dim=0))
+
+
+def test_one_number_for_all_axes_is_left_to_torch() -> None:
+    x, weight = torch.rand(1, 4, 3, 3, 3), torch.rand(4, 16, 3, 3, 3)
+    with torch.inference_mode():
+        expected = torch.conv_transpose3d(x, weight, None, 2, 1, 1, 1, 1)
+        with FastConvolutions():
+            torch.testing.assert_close(torch.conv_transpose3d(x, weight, None, 2, 1, 1, 1, 1), expected)

@@ -99,3 +99,11 @@ def test_a_better_prediction_is_likelier_in_both_readings(form: Likelihood) -> N
     labels = torch.randint(0, 3, (1, 1, 4, 4, 4))
     good, bad = sure(labels, 3) * 0.02, sure(labels, 3) * 0.01
     assert dice_log_likelihood(good, labels, form=form) > dice_log_likelihood(bad, labels, form=form)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.full((1, 1, 2, 2, 2), 3), torch.full((1, 1, 2, 2, 2), -1), torch.zeros(1, 3, 2, 2, 2)]
+)
+def test_labels_that_are_no_classes_are_refused(labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="values from 0 to 2"):
+        dice_log_likelihood(torch.zeros(1, 3, 2, 2, 2), labels)

@@ -308,3 +308,43 @@ def test_channels_last_weights_move_as_contiguous_ones_do() -> None:
             committee.logits(x).square().mean().backward()
             optimizer.step()
     torch.testing.assert_close(last.matrix(), plain.matrix())
+
+
+def test_a_committee_may_be_moved_after_its_optimizer_was_made() -> None:
+    committee, other = (Committee.build(network, size=2, seed=0) for _ in range(2))
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.1), committee.trainable())
+    committee.double()
+    reference = SVGD(torch.optim.SGD(other.double().parameters(), lr=0.1), other.trainable())
+    x = torch.rand(1, 1, 4, 4, 4, dtype=torch.float64)
+    for _ in range(2):
+        for model, step in ((committee, optimizer), (other, reference)):
+            step.zero_grad()
+            model.logits(x).square().mean().backward()
+            step.step()
+    assert torch.equal(committee.matrix(), other.matrix())
+
+
+def test_weights_laid_out_anew_after_backward_keep_their_gradients() -> None:
+    committee, other = (Committee.build(lambda: nn.Conv3d(2, 4, 3), size=2, seed=0) for _ in range(2))
+    optimizer, reference = (SVGD(torch.optim.SGD(c.parameters(), lr=0.1), c.trainable()) for c in (committee, other))
+    x = torch.rand(1, 2, 4, 4, 4)
+    for model in (committee, other):
+        model.logits(x).square().mean().backward()
+    for weight in committee.parameters():
+        if weight.ndim == 5:
+            weight.data = weight.data.to(memory_format=torch.channels_last_3d)
+    optimizer.step()
+    reference.step()
+    torch.testing.assert_close(committee.matrix(), other.matrix())
+
+
+def test_a_graph_of_the_gradients_is_no_obstacle_and_an_optimizer_that_has_gone_leaves_no_hook() -> None:
+    committee = Committee.build(network, size=2, seed=0)
+    optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.1), committee.trainable())
+    committee.logits(torch.rand(1, 1, 4, 4, 4)).square().mean().backward(create_graph=True)
+    optimizer.step()
+    committee.zero_grad()
+    del optimizer
+    committee.logits(torch.rand(1, 1, 4, 4, 4)).square().mean().backward()
+    held = {p.grad.untyped_storage().data_ptr() for p in committee.parameters() if p.grad is not None}
+    assert len(held) == len(list(committee.parameters()))

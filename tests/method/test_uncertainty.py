@@ -93,3 +93,8 @@ def test_invariants_and_running_sums(seed: int, size: int, classes: int, sharpne
     exact = particles.double()
     divergence = (torch.xlogy(exact, exact) - torch.xlogy(exact, exact.mean(dim=0))).sum(dim=2).mean(dim=0)
     torch.testing.assert_close(found.jsd.double(), divergence, atol=1e-5, rtol=0)
+
+
+def test_a_certain_voxel_has_no_entropy_and_no_sign() -> None:
+    found = entropy(torch.tensor([[1.0, 0, 0]]), dim=1)
+    assert found.item() == 0 and not found.signbit().item()

@@ -31,7 +31,12 @@ class FastConvolutions(TorchFunctionMode):
         if func is torch.conv_transpose3d and not kwargs and len(args) == 8 and _applies(args[0], args[1]):
             x, weight, bias, stride, padding, output_padding, groups, dilation = args
             # Into a few channels torch's own way is the faster one. The operator is what torch.compile uses.
-            if weight.shape[1] >= 8 and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):
+            sizes = (stride, padding, output_padding, dilation)
+            if (
+                weight.shape[1] >= 8
+                and not any(isinstance(size, int) for size in sizes)
+                and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
+            ):
                 return torch.ops.mkldnn._convolution_transpose_pointwise(
                     x, weight, bias, padding, output_padding, stride, dilation, groups, "none", [], ""
                 )

@@ -1,7 +1,7 @@
 """SVGD as a torch optimizer around another: gradients in, velocities out, the inner optimizer takes the step."""
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,9 @@ class SVGD(Optimizer):
     docs/method.md: "step" and "prior".
 
     As soon as ``backward`` has made a gradient, it is copied to its place in one matrix, of which ``.grad`` is a view
-    then. This way the gradients of a single particle, and not of all, are asked of the system and given back at every
-    step, which took as long in page faults as the kernel, the velocity and the inner optimizer's step together.
+    then: the next ``backward`` overwrites it, and a graph of it (``create_graph``) is not kept. This way the gradients
+    of a single particle, and not of all, are asked of the system and given back at every step, which took as long in
+    page faults as the kernel, the velocity and the inner optimizer's step together.
 
     Args:
         optimizer: any torch optimizer over the parameters of all particles.
@@ -48,20 +49,29 @@ class SVGD(Optimizer):
         self.particles = [list(particle) for particle in particles]
         self.bandwidth = bandwidth
         self.prior_std = prior_std
-        sizes = [parameter.numel() for parameter in self.particles[0]]
-        # Gradients, particles and minus the velocity, each particle a row in the order in which its parameters lie in
-        # memory. That order is the same for all particles, and that is all the kernel asks for: nothing is moved about,
-        # as flattening channels-last weights by their indices would, which took longer than the kernel itself.
-        self._matrices = self.particles[0][0].detach().new_empty(3, len(self.particles), sum(sizes))
-        self._gradients, self._descent = (
-            self._matrices[number].view(-1).split(sizes * len(self.particles)) for number in (0, 2)
+        self._handles: list[RemovableHandle] = []
+        self._allocate()
+        weakref.finalize(self, _remove, self._handles)
+        self._share()
+
+    def _allocate(self) -> None:
+        """Gradients and particles, (2M, P), and minus the velocity, (M, P); hooks that gather the gradients.
+
+        Each particle is a row in the order in which its parameters lie in memory. That order is the same for all
+        particles, and that is all the kernel asks for: nothing is moved about, as flattening channels-last weights by
+        their indices would, which took longer than the kernel itself.
+        """
+        _remove(self._handles)
+        count, sizes = len(self.particles), [parameter.numel() for parameter in self.particles[0]]
+        self._rows = self.particles[0][0].detach().new_empty(2 * count, sum(sizes))
+        self._descent = torch.empty_like(self._rows[:count])
+        self._gradients, self._descents = (
+            matrix.view(-1).split(sizes * count) for matrix in (self._rows[:count], self._descent)
         )
-        handles = [
+        self._handles += [
             parameter.register_post_accumulate_grad_hook(partial(_gather, piece))
             for parameter, piece in zip(self._parameters(), self._gradients, strict=True)
         ]
-        weakref.finalize(self, _remove, handles)
-        self._share()
 
     def _share(self) -> None:
         self.param_groups = self.optimizer.param_groups
@@ -84,7 +94,9 @@ class SVGD(Optimizer):
             ValueError: as for ``step``.
         """
         self._descend()
-        values = [_shaped(piece, parameter) for parameter, piece in zip(self._parameters(), self._descent, strict=True)]
+        values = [
+            _shaped(piece, parameter) for parameter, piece in zip(self._parameters(), self._descents, strict=True)
+        ]
         return -flatten(values).view(len(self.particles), -1)
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -93,15 +105,18 @@ class SVGD(Optimizer):
     def _descend(self) -> None:
         """Writes minus the velocity to its matrix."""
         _check_layout(self.particles)
+        first = self.particles[0][0]
+        if (first.device, first.dtype) != (self._rows.device, self._rows.dtype):  # the committee was moved
+            self._allocate()
         count = len(self.particles)
-        _, particles, descent = self._matrices
         for parameter, piece in zip(self._parameters(), self._gradients, strict=True):
             if parameter.grad is None:
                 piece.zero_()
             else:
                 _gather(piece, parameter)
-        torch.cat([torch.as_strided(p, (p.numel(),), (1,)) for p in self._parameters()], out=particles.view(-1))
-        rows = self._matrices[:2].flatten(0, 1)
+        values = [torch.as_strided(p, (p.numel(),), (1,)) for p in self._parameters()]
+        torch.cat(values, out=self._rows[count:].view(-1))
+        rows = self._rows
         if self.prior_std is not None:
             rows = rows.clone()  # the parameters' gradients stay as they are
             rows[:count].add_(rows[count:], alpha=1 / self.prior_std**2)
@@ -111,7 +126,7 @@ class SVGD(Optimizer):
         weights = velocity_weights(particles, bandwidth=self.bandwidth)
         weights[:, count:].neg_()  # the gradients are those of minus the log-likelihood
         # Of so flat a matrix the product takes half as long again in one piece.
-        for piece, result in zip(rows.split(2**16, dim=1), descent.split(2**16, dim=1), strict=True):
+        for piece, result in zip(rows.split(2**16, dim=1), self._descent.split(2**16, dim=1), strict=True):
             torch.mm(weights, piece, out=result)
 
     @torch.no_grad()
@@ -126,7 +141,7 @@ class SVGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._descend()
-        for parameter, piece in zip(self._parameters(), self._descent, strict=True):
+        for parameter, piece in zip(self._parameters(), self._descents, strict=True):
             parameter.grad = _shaped(piece, parameter)
         self.optimizer.step()
         return loss
@@ -137,16 +152,24 @@ def _shaped(piece: Tensor, parameter: nn.Parameter) -> Tensor:
     return torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
 
 
+@torch.no_grad()
 def _gather(piece: Tensor, parameter: nn.Parameter) -> None:
     """Copies the gradient to its piece of the matrix, unless it is there, and makes ``.grad`` a view of that."""
-    if parameter.grad is not None and parameter.grad.data_ptr() != piece.data_ptr():
-        parameter.grad = _shaped(piece, parameter).copy_(parameter.grad)
+    gradient = parameter.grad
+    if gradient is None or (gradient.device, gradient.dtype) != (piece.device, piece.dtype):
+        return
+    if gradient.data_ptr() == piece.data_ptr():
+        if gradient.stride() == parameter.stride():
+            return
+        gradient = gradient.clone()
+    parameter.grad = _shaped(piece, parameter).copy_(gradient)
 
 
-def _remove(handles: Iterable[RemovableHandle]) -> None:
-    """Once the optimizer is gone, nothing may be left at the parameters that holds its memory."""
+def _remove(handles: list[RemovableHandle]) -> None:
+    """Takes the hooks off the parameters: the gradients of a committee that is trained again are gathered once."""
     for handle in handles:
         handle.remove()
+    handles.clear()
 
 
 def _check_layout(particles: Sequence[Sequence[nn.Parameter]]) -> None:

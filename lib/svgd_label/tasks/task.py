@@ -180,7 +180,7 @@ def _output_shape(network: Network, classes: int, window: tuple[int, int, int]) 
         return tuple(module(torch.empty(1, 1, *window)).shape[-3:])
 
 
-@functools.lru_cache
+@functools.cache
 def _takes(network: str, classes: int, window: tuple[int, int, int]) -> bool:
     try:
         return _output_shape(Network.model_validate_json(network), classes, window) == window

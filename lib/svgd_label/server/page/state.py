@@ -29,10 +29,14 @@ def _words(proposal: Proposal, entropy: float | None, information: float | None)
     """Where the image stands among the ranked ones, of which the shares have less entropy and information."""
     words = []
     if entropy is not None:
-        words.append(f"The committee is surer about {entropy:.0%} of the ranked images.")
+        words.append(f"The committee is surer about {_share(entropy)}.")
     if information is not None and proposal.mutual_information:  # which is 0 where nothing is labelled
-        words.append(f"{information:.0%} of the ranked images are less like what has been labelled.")
+        words.append(f"What has been labelled is less like {_share(information)}.")
     return words
+
+
+def _share(share: float) -> str:
+    return "none of the ranked images" if share == 0 else f"{max(share, 0.01):.0%} of the ranked images"
 
 
 def training(trainer: SVGDTrainer, auto_train: AutoTrain) -> dict[str, Any]:

@@ -63,14 +63,25 @@ def paired(ours: Callable[[], object], theirs: Callable[[], object], *, pairs: i
 def peaks_gib(codes: Iterable[str]) -> list[float]:
     """Peak resident memory in GiB of a fresh Python process on Linux for each code, imports included; two at a time."""
     ending = "; print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-
-    def peak(code: str) -> float:
-        command = [sys.executable, "-c", code + ending]
-        ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=1800)
-        return int(ended.stdout.split()[-1]) / 2**20
-
     with ThreadPoolExecutor(2) as processes:
-        return list(processes.map(peak, codes))
+        return [int(kib) / 2**20 for kib in processes.map(lambda code: _printed(code + ending), codes)]
+
+
+def peaks_gib_on_gpu(codes: Iterable[str]) -> list[float]:
+    """GPU memory in GiB that a fresh Python process has taken by the end of each code, CUDA's own included.
+
+    One after the other, on a GPU that nobody else uses meanwhile: what the driver says is of all processes.
+    """
+    ending = "; import torch; free, total = torch.cuda.mem_get_info(); print(total - free)"
+    return [int(_printed(code + ending)) / 2**30 for code in codes]
+
+
+def _printed(code: str) -> str:
+    """The last word that a fresh Python process prints."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=1800
+    )
+    return ended.stdout.split()[-1]
 
 
 def benchmarks() -> list[str]:

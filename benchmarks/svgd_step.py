@@ -2,21 +2,23 @@
 
 Ours is the training engine's own iteration: forward and backward of every particle, kernel, velocity, Adam. Theirs is
 what anyone would write for one network: forward, the same loss, backward, Adam; M of them, each on its own network.
-Peak memory is a fresh process's that takes three steps, against the same with one particle. It grows with M by the
-weights, their gradients, Adam's two moments and what SVGD gathers; the activations are those of one particle.
+Peak memory is a fresh process's that takes a few steps, against the same with one particle. It grows with M by the
+weights, their gradients, Adam's two moments and what SVGD gathers; on a CPU the activations are those of one particle.
+On a GPU both are measured there, memory with CUDA's own, and the figures have names of their own.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from benchmarks.common import RESULTS, Measurement, paired, peaks_gib
+from benchmarks.common import RESULTS, Measurement, paired, peaks_gib, peaks_gib_on_gpu
 from svgd_label.checkpoint import new_committee
 from svgd_label.device import default_device, training_autocast
+from svgd_label.iteration import new_iteration, new_optimizer
 from svgd_label.likelihood import dice_log_likelihood
 from svgd_label.tasks import Task, load_task
-from svgd_label.training import new_optimizer, svgd_iteration
 
 TARGET = 1.05
 MEMORY_TARGET = 1.3
@@ -26,22 +28,23 @@ SIZES = (1, 2, 5, 10, 20)
 def run(*, quick: bool) -> list[Measurement]:
     """The hippocampus task as it is trained, and with other numbers of particles; quickly two only."""
     size = 2 if quick else load_task("hippocampus").particles
-    times = {size: _time(size, pairs=3 if quick else 100)}
     sizes = (1, size) if quick else SIZES
-    memory = dict(zip(sizes, peaks_gib(_code(number) for number in sizes), strict=True))
+    on_gpu = default_device().type == "cuda"
+    measure, where = (peaks_gib_on_gpu, "_cuda") if on_gpu else (peaks_gib, "")
+    # First, while this process has nothing on the GPU itself.
+    memory = dict(zip(sizes, measure(_code(number) for number in sizes), strict=True))
+    times = {size: _time(size, pairs=3 if quick else 100)}
     details = {}
     if not quick:
         times |= {number: _time(number, pairs=10) for number in SIZES if number != size}
-        _draw(times, memory)
+        _draw(times, memory, RESULTS / f"svgd_step{where}.png")
         details = {f"ratio_with_{number}": round(times[number][0], 3) for number in SIZES}
     peaks = {f"gib_with_{number}": round(peak, 3) for number, peak in memory.items()}
     ratio, ours, theirs = times[size]
-    grown = memory[size] / memory[1]
+    grown, unit = memory[size] / memory[1], f"GiB, {size} particles against 1"
     return [
-        Measurement("svgd_step", ratio, TARGET, ours, theirs, f"seconds for {size} particles", details),
-        Measurement(
-            "svgd_memory", grown, MEMORY_TARGET, memory[size], memory[1], f"GiB, {size} particles against 1", peaks
-        ),
+        Measurement(f"svgd_step{where}", ratio, TARGET, ours, theirs, f"seconds for {size} particles", details),
+        Measurement(f"svgd_memory{where}", grown, MEMORY_TARGET, memory[size], memory[1], unit, peaks),
     ]
 
 
@@ -51,7 +54,7 @@ def _time(size: int, *, pairs: int) -> tuple[float, float, float]:
 
 
 def _code(size: int) -> str:
-    return f"from benchmarks.svgd_step import svgd_step; step = svgd_step({size}); step(); step(); step()"
+    return f"from benchmarks.svgd_step import svgd_step; step = svgd_step({size}); [step() for _ in range(5)]"
 
 
 def _task_and_batch(size: int) -> tuple[Task, dict[str, torch.Tensor]]:
@@ -74,7 +77,8 @@ def svgd_step(size: int) -> Callable[[], object]:
         optimizer=new_optimizer(task, committee),
         loss_function=lambda logits, labels: -dice_log_likelihood(logits, labels),
     )
-    return lambda: svgd_iteration(engine, batch)
+    iteration = new_iteration(task, committee)
+    return lambda: iteration(engine, batch)
 
 
 def _plain_steps(size: int) -> Callable[[], None]:
@@ -98,7 +102,7 @@ def _plain_steps(size: int) -> Callable[[], None]:
     return steps
 
 
-def _draw(times: dict[int, tuple[float, float, float]], memory: dict[int, float]) -> None:
+def _draw(times: dict[int, tuple[float, float, float]], memory: dict[int, float], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
@@ -111,5 +115,5 @@ def _draw(times: dict[int, tuple[float, float, float]], memory: dict[int, float]
     right.axhline(MEMORY_TARGET * memory[1], color="grey", linestyle=":", label="1.3 times that of one particle")
     right.set(xlabel="particles M", ylabel="GiB", ylim=(0, None))
     right.legend()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / "svgd_step.png", dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -27,7 +27,8 @@ KNOWS: dict[str, tuple[str, ...]] = {
     "tasks": ("errors", "images", "labels", "likelihood"),
     "inference": ("bands", "bottleneck", "images", "svgd", "tasks", "uncertainty"),
     "scoring": ("bottleneck", "images", "inference", "pool", "similarity", "svgd", "tasks", "uncertainty"),
-    "training": ("device", "errors", "images", "inference", "likelihood", "svgd", "tasks"),
+    "iteration": ("device", "svgd", "tasks"),
+    "training": ("errors", "images", "inference", "iteration", "likelihood", "svgd", "tasks"),
 }
 
 

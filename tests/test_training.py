@@ -58,8 +58,8 @@ def test_samples_are_made_on_one_core_and_the_network_keeps_its_own(
         made.add(torch.get_num_threads())
         return sample
 
-    def watched(task: Task) -> Compose:
-        return Compose([watch, *training_transforms(task).transforms])
+    def watched(task: Task, *, device: torch.device) -> Compose:
+        return Compose([watch, *training_transforms(task, device=device).transforms])
 
     monkeypatch.setattr("svgd_label.training.training_transforms", watched)
     before = torch.get_num_threads()

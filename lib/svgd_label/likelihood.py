@@ -58,18 +58,23 @@ def dice_log_likelihood(
         ValueError: for labels of another shape or with other values.
     """
     classes = logits.shape[1]
+    if not (labels.is_cuda and torch.cuda.is_current_stream_capturing()):  # a CUDA graph cannot look at values
+        _check(labels, classes)
+    # Compared, not by torch's one_hot, which spends as long on it as on all the rest.
+    values = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+    one_hot = (labels == values).to(torch.float32)
+    dice = soft_dice(logits.float().softmax(dim=1), one_hot)
+    present = (one_hot.sum(dim=(0, *range(2, one_hot.ndim))) > 0).to(dice.dtype)
+    present[0] = 1 - present[1:].amax()
+    mean = (dice * present).sum() / present.sum()
+    value = torch.log(mean + FLOOR) if form is Likelihood.LOG_DICE else -torch.log(1 - mean + FLOOR)
+    return value / temperature
+
+
+def _check(labels: Tensor, classes: int) -> None:
     least, most = labels.aminmax()
     if labels.shape[1] != 1 or least < 0 or most >= classes:
         raise ValueError(
             f"labels must be (B, 1, *spatial) with values from 0 to {classes - 1}, not of shape {tuple(labels.shape)} "
             f"with values from {least:g} to {most:g}"
         )
-    # Compared, not by torch's one_hot, which spends as long on it as on all the rest.
-    values = torch.arange(classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
-    one_hot = (labels == values).to(torch.float32)
-    dice = soft_dice(logits.float().softmax(dim=1), one_hot)
-    present = one_hot.sum(dim=(0, *range(2, one_hot.ndim))) > 0
-    present[0] = not bool(present[1:].any())
-    mean = dice[present].mean()
-    value = torch.log(mean + FLOOR) if form is Likelihood.LOG_DICE else -torch.log(1 - mean + FLOOR)
-    return value / temperature

@@ -20,12 +20,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import RandomSampler
 from torch.utils.tensorboard import SummaryWriter
 
-from svgd_label.device import training_autocast
 from svgd_label.errors import UserError
 from svgd_label.images import ImageError
 from svgd_label.inference import evaluate
+from svgd_label.iteration import new_iteration, new_optimizer
 from svgd_label.likelihood import dice_log_likelihood
-from svgd_label.svgd import SVGD, Committee
+from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import prepare_case, training_transforms
 
@@ -119,7 +119,7 @@ def train(
     # A permutation of the list after another, until every step has its batch.
     sampler = RandomSampler(samples, num_samples=task.steps * task.batch, generator=torch.Generator().manual_seed(seed))
     loader = ThreadDataLoader(
-        Dataset(samples, Compose([_OneCore(), *training_transforms(task).transforms])),
+        Dataset(samples, Compose([_OneCore(), *training_transforms(task, device=device).transforms])),
         buffer_size=2,
         batch_size=task.batch,
         sampler=sampler,
@@ -139,7 +139,7 @@ def train(
         loss_function=lambda logits, labels: (
             -dice_log_likelihood(logits, labels, form=task.likelihood, temperature=task.temperature)
         ),
-        iteration_update=svgd_iteration,
+        iteration_update=new_iteration(task, committee),
     )
     cores = torch.get_num_threads()
     trainer.add_event_handler(Events.GET_BATCH_COMPLETED(once=1), lambda: torch.set_num_threads(cores))
@@ -187,18 +187,6 @@ class _OneCore:
         return sample
 
 
-def new_optimizer(task: Task, committee: Committee) -> SVGD:
-    """SVGD around the task's optimizer, over all particles of a committee."""
-    # One pass over all parameters, where torch offers it for every device, instead of several.
-    fused = {"fused": True} if task.optimizer in ("Adam", "AdamW", "SGD") else {}
-    return SVGD(
-        getattr(torch.optim, task.optimizer)(committee.parameters(), lr=task.learning_rate, **fused),
-        committee.trainable(),
-        bandwidth=task.bandwidth,
-        prior_std=task.prior_std,
-    )
-
-
 def _prepare(task: Task, case: Case, result: TrainingResult) -> dict[str, torch.Tensor] | None:
     """A case on the task's grid; None, and its reason in the result, for one that cannot be used."""
     try:
@@ -208,25 +196,6 @@ def _prepare(task: Task, case: Case, result: TrainingResult) -> dict[str, torch.
         if Path(case.label).is_file():  # a label that was deleted meanwhile says nothing of its image
             result.unusable[case.id] = str(error)
         return None
-
-
-def svgd_iteration(engine: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Forward and backward one particle at a time, so that one graph is alive, then one joint step."""
-    images = batch[Keys.IMAGE].to(engine.state.device, memory_format=torch.channels_last_3d)
-    labels = batch[Keys.LABEL].to(engine.state.device)
-    committee: Committee = engine.network
-    if not committee.training:  # going through all modules of all particles takes a while
-        committee.train()
-    engine.optimizer.zero_grad()
-    losses = []
-    for particle in committee.particles:
-        with training_autocast(images.device):
-            logits = particle(images)
-        loss = engine.loss_function(logits, labels)
-        loss.backward()
-        losses.append(loss.detach())
-    engine.optimizer.step()
-    return {Keys.LOSS: torch.stack(losses).mean().item()}
 
 
 class _Reporter:

@@ -62,15 +62,23 @@ class SVGD(Optimizer):
         their indices would, which took longer than the kernel itself.
         """
         _remove(self._handles)
+        self._laid_out = _layout(self.particles)
+        # Only of a dense tensor does torch keep the strides.
+        if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in self.particles[0]):
+            raise ValueError("SVGD needs dense parameters, not views that leave out or repeat parts of their memory")
         count, sizes = len(self.particles), [parameter.numel() for parameter in self.particles[0]]
         self._rows = self.particles[0][0].detach().new_empty(2 * count, sum(sizes))
         self._descent = torch.empty_like(self._rows[:count])
         self._gradients, self._descents = (
-            matrix.view(-1).split(sizes * count) for matrix in (self._rows[:count], self._descent)
+            [
+                torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
+                for piece, parameter in zip(matrix.view(-1).split(sizes * count), self._parameters(), strict=True)
+            ]
+            for matrix in (self._rows[:count], self._descent)
         )
         self._handles += [
-            parameter.register_post_accumulate_grad_hook(partial(_gather, piece))
-            for parameter, piece in zip(self._parameters(), self._gradients, strict=True)
+            parameter.register_post_accumulate_grad_hook(partial(_gather, view))
+            for parameter, view in zip(self._parameters(), self._gradients, strict=True)
         ]
 
     def _share(self) -> None:
@@ -94,40 +102,34 @@ class SVGD(Optimizer):
             ValueError: as for ``step``.
         """
         self._descend()
-        values = [
-            _shaped(piece, parameter) for parameter, piece in zip(self._parameters(), self._descents, strict=True)
-        ]
-        return -flatten(values).view(len(self.particles), -1)
+        return -flatten(self._descents).view(len(self.particles), -1)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for particle in self.particles for parameter in particle]
 
     def _descend(self) -> None:
         """Writes minus the velocity to its matrix."""
-        _check_layout(self.particles)
-        first = self.particles[0][0]
-        if (first.device, first.dtype) != (self._rows.device, self._rows.dtype):  # the committee was moved
+        if _layout(self.particles) != self._laid_out:  # the committee was moved
             self._allocate()
         count = len(self.particles)
-        for parameter, piece in zip(self._parameters(), self._gradients, strict=True):
+        for parameter, view in zip(self._parameters(), self._gradients, strict=True):
             if parameter.grad is None:
-                piece.zero_()
+                view.zero_()
             else:
-                _gather(piece, parameter)
+                _gather(view, parameter)
         values = [torch.as_strided(p, (p.numel(),), (1,)) for p in self._parameters()]
         torch.cat(values, out=self._rows[count:].view(-1))
-        rows = self._rows
-        if self.prior_std is not None:
-            rows = rows.clone()  # the parameters' gradients stay as they are
-            rows[:count].add_(rows[count:], alpha=1 / self.prior_std**2)
-        particles = rows[count:]
-        particles[1:] -= particles[0]  # shifted so that the first is zero, as in phi
-        particles[0] = 0
-        weights = velocity_weights(particles, bandwidth=self.bandwidth)
+        weights = velocity_weights(self._rows[count:], bandwidth=self.bandwidth)
         weights[:, count:].neg_()  # the gradients are those of minus the log-likelihood
-        # Of so flat a matrix the product takes half as long again in one piece.
-        for piece, result in zip(rows.split(2**16, dim=1), self._descent.split(2**16, dim=1), strict=True):
+        # In pieces that stay in the cache: of so flat a matrix the product takes half as long again in one.
+        for piece, result in zip(self._rows.split(2**16, dim=1), self._descent.split(2**16, dim=1), strict=True):
+            particles = piece[count:]
+            prior = None if self.prior_std is None else weights[:, :count] @ particles / self.prior_std**2
+            particles[1:] -= particles[0]  # shifted so that the first is zero, as in phi
+            particles[0] = 0
             torch.mm(weights, piece, out=result)
+            if prior is not None:
+                result += prior
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -141,28 +143,20 @@ class SVGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._descend()
-        for parameter, piece in zip(self._parameters(), self._descents, strict=True):
-            parameter.grad = _shaped(piece, parameter)
+        for parameter, view in zip(self._parameters(), self._descents, strict=True):
+            parameter.grad = view
         self.optimizer.step()
         return loss
 
 
-def _shaped(piece: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A view of consecutive values, shaped and laid out as the parameter."""
-    return torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
-
-
-@torch.no_grad()
-def _gather(piece: Tensor, parameter: nn.Parameter) -> None:
-    """Copies the gradient to its piece of the matrix, unless it is there, and makes ``.grad`` a view of that."""
+def _gather(view: Tensor, parameter: nn.Parameter) -> None:
+    """Copies the gradient to its view of the matrix, unless it is there, and makes that the ``.grad``."""
     gradient = parameter.grad
-    if gradient is None or (gradient.device, gradient.dtype) != (piece.device, piece.dtype):
+    if gradient is None or gradient is view or gradient.dtype is not view.dtype or gradient.device != view.device:
         return
-    if gradient.data_ptr() == piece.data_ptr():
-        if gradient.stride() == parameter.stride():
-            return
+    if gradient.data_ptr() == view.data_ptr():
         gradient = gradient.clone()
-    parameter.grad = _shaped(piece, parameter).copy_(gradient)
+    parameter.grad = view.copy_(gradient.detach())
 
 
 def _remove(handles: list[RemovableHandle]) -> None:
@@ -172,10 +166,14 @@ def _remove(handles: list[RemovableHandle]) -> None:
     handles.clear()
 
 
-def _check_layout(particles: Sequence[Sequence[nn.Parameter]]) -> None:
-    """In a few microseconds, so at every step: a network may be moved to another memory format in between."""
-    if len({tuple(parameter.stride() for parameter in particle) for particle in particles}) != 1:
+def _layout(particles: Sequence[Sequence[nn.Parameter]]) -> tuple[Any, ...]:
+    """Where and how the parameters lie; in a few microseconds, so that a committee may be moved between two steps.
+
+    Raises:
+        ValueError: the particles' lie differently.
+    """
+    layout, *others = [tuple(parameter.stride() for parameter in particle) for particle in particles]
+    if any(other != layout for other in others):
         raise ValueError("SVGD needs particles in one memory format: move the whole committee to it, not one particle")
-    # Only of a dense tensor does torch keep the strides.
-    if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in particles[0]):
-        raise ValueError("SVGD needs dense parameters, not views that leave out or repeat parts of their memory")
+    first = particles[0][0]
+    return first.device, first.dtype, layout

@@ -20,6 +20,7 @@ from monai.transforms import (
     ScaleIntensityRange,
     Spacing,
     SpatialPadd,
+    ToDeviced,
 )
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 from torch import Tensor
@@ -119,11 +120,14 @@ def prepare_case(task: Task, image: str, label: str) -> dict[str, Tensor]:
     return {"image": prepared, "label": torch.as_tensor(reference).to(torch.uint8)}
 
 
-def training_transforms(task: Task) -> Compose:
+def training_transforms(task: Task, *, device: torch.device | None = None) -> Compose:
     """From a prepared case to a list of one random training sample of the task's window; augmented if the task says so.
 
     {"image": (1, D, H, W), "label": the same} -> [{"image": (1, *window), "label": (1, *window)}]: a list, because that
     is what MONAI's random windows give and its data loader takes apart.
+
+    Args:
+        device: where samples are augmented and end; None for where the case is.
     """
     both = ("image", "label")
     steps: list[Any] = [
@@ -131,6 +135,8 @@ def training_transforms(task: Task) -> Compose:
         # Half of the windows are centred on a labelled voxel; a volume that fits the window is taken whole.
         RandCropByPosNegLabeld(keys=both, label_key="label", spatial_size=task.window, pos=1, neg=1, num_samples=1),
     ]
+    if device is not None:
+        steps.append(ToDeviced(keys=both, device=device))
     if task.augment:
         steps += [RandFlipd(keys=both, prob=0.5, spatial_axis=axis) for axis in task.flip_axes]
         steps += [

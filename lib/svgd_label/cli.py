@@ -11,7 +11,7 @@ from rich.table import Table
 
 from svgd_label import label_history
 from svgd_label.errors import UserError
-from svgd_label.threads import set_thread_policy
+from svgd_label.process import keep_freed_memory, set_thread_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -223,6 +223,7 @@ def report(
 def main() -> None:
     """Runs the command line; what a user can mend ends with its sentence, not with a traceback."""
     set_thread_policy()  # commands import torch when they run
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("ignite").setLevel(logging.WARNING)
     try:

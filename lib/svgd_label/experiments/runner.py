@@ -14,6 +14,7 @@ from svgd_label.experiments.experiment import FULL, INITIAL, ExperimentError
 from svgd_label.experiments.replay import Job
 from svgd_label.experiments.run import Run
 from svgd_label.experiments.statistics import write_summary
+from svgd_label.process import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def _work(run: Run, job: Job, threads: int, _begun: object) -> None:
     for name in ("ignite", "svgd_label.training"):  # one line a step is enough from many
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     execute(run, job)
 
 

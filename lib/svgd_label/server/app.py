@@ -26,6 +26,7 @@ from svgd_label.device import default_device
 from svgd_label.errors import UserError
 from svgd_label.inference import dice
 from svgd_label.pool import Database, LabelVersion, OutdatedVersion, Pool
+from svgd_label.process import keep_freed_memory, set_thread_policy
 from svgd_label.server import login, ohif, routes
 from svgd_label.server.auto_train import AutoTrain
 from svgd_label.server.committees import Committees
@@ -45,7 +46,6 @@ from svgd_label.server.trainer import SVGDTrainer
 from svgd_label.server.worker import Worker
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import load_label
-from svgd_label.threads import set_thread_policy
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +195,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
     def _yield_to_annotators(self) -> None:
         if not self._server_mode:  # with run_sync, MONAI Label works inside the server
             psutil.Process().nice(10)
+            keep_freed_memory()
 
     def cleanup_sessions(self) -> None:
         """At start and every five minutes."""

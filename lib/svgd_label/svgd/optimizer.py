@@ -13,6 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from svgd_label.svgd.committee import flatten
 from svgd_label.svgd.kernel import velocity_weights
 
+CACHE_LINE = 16
+"""Of 64 bytes, in float32."""
+
 
 class SVGD(Optimizer):
     """Replaces the particles' gradients by minus the SVGD velocity and lets ``optimizer`` step along them.
@@ -59,7 +62,8 @@ class SVGD(Optimizer):
 
         Each particle is a row in the order in which its parameters lie in memory. That order is the same for all
         particles, and that is all the kernel asks for: nothing is moved about, as flattening channels-last weights by
-        their indices would, which took longer than the kernel itself.
+        their indices would, which took longer than the kernel itself. Zeros fill each row up to whole cache lines: of
+        rows that begin anywhere the product takes nearly twice as long.
         """
         _remove(self._handles)
         self._laid_out = _layout(self.particles)
@@ -67,12 +71,15 @@ class SVGD(Optimizer):
         if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in self.particles[0]):
             raise ValueError("SVGD needs dense parameters, not views that leave out or repeat parts of their memory")
         count, sizes = len(self.particles), [parameter.numel() for parameter in self.particles[0]]
-        self._rows = self.particles[0][0].detach().new_empty(2 * count, sum(sizes))
-        self._descent = torch.empty_like(self._rows[:count])
+        self._filling = self.particles[0][0].detach().new_zeros(-sum(sizes) % CACHE_LINE)
+        sizes.append(self._filling.numel())
+        self._rows = self._filling.new_zeros(2 * count, sum(sizes))
+        self._descent = torch.zeros_like(self._rows[:count])
         self._gradients, self._descents = (
             [
                 torch.as_strided(piece, parameter.shape, parameter.stride(), piece.storage_offset())
-                for piece, parameter in zip(matrix.view(-1).split(sizes * count), self._parameters(), strict=True)
+                for row, particle in zip(matrix, self.particles, strict=True)
+                for piece, parameter in zip(row.split(sizes), particle, strict=False)
             ]
             for matrix in (self._rows[:count], self._descent)
         )
@@ -117,7 +124,9 @@ class SVGD(Optimizer):
                 view.zero_()
             else:
                 _gather(view, parameter)
-        values = [torch.as_strided(p, (p.numel(),), (1,)) for p in self._parameters()]
+        values = [
+            torch.as_strided(p, (p.numel(),), (1,)) for particle in self.particles for p in (*particle, self._filling)
+        ]
         torch.cat(values, out=self._rows[count:].view(-1))
         weights = velocity_weights(self._rows[count:], bandwidth=self.bandwidth)
         weights[:, count:].neg_()  # the gradients are those of minus the log-likelihood

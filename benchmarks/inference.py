@@ -34,7 +34,7 @@ def run(*, quick: bool) -> list[Measurement]:
     windows = windows_of(task, image)
     bare = [bare_passes(committee, windows, as_ours=as_ours) for as_ours in (True, False)]
     ours = functools.partial(predict, task, committee, image.to(device))
-    ratio, mine, theirs = paired(ours, bare[0], pairs=3 if quick else 7)
+    ratio, mine, theirs = paired(ours, bare[0], pairs=3 if quick else 15)
     plain = paired(ours, bare[1], pairs=1 if quick else 2)
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "ct.nii.gz"

@@ -42,7 +42,7 @@ BARE_TARGET = 1.3
 
 def run(*, quick: bool) -> list[Measurement]:
     """The hippocampus task on copies of the sample images, nothing labelled yet."""
-    count, pairs = (4, 1) if quick else (20, 7)
+    count, pairs = (4, 1) if quick else (20, 15)
     task = load_task("hippocampus")
     committee = new_committee(task, seed=0).to(default_device()).eval()
     loudness = logging.root.manager.disable

@@ -60,6 +60,17 @@ def test_one_volume_is_convolved_the_other_way_as_torch_does_it(
 
 
 @needs_onednn
+def test_a_volume_for_which_torch_takes_onednn_goes_the_faster_way_too() -> None:
+    layer = nn.ConvTranspose3d(32, 3, 3, 2, 1, 1)
+    x = torch.rand(1, 32, 24, 28, 20).to(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        assert "aten::slow_conv_transpose3d" in kernels(layer, x)
+        expected = layer.double()(x.double()).float()
+        with FastConvolutions():
+            torch.testing.assert_close(layer.float()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_onednn
 def test_it_is_onednn_that_runs_and_only_without_gradients_for_one_volume_in_float32() -> None:
     layer, x = nn.Conv3d(4, 4, 3), torch.rand(1, 4, 6, 6, 6)
     with torch.inference_mode():

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+FEW = 8
+"""Of output channels: a transposed convolution into fewer is not for oneDNN."""
+
 
 class FastConvolutions(TorchFunctionMode):
     """A context for inference: 3-D convolutions of one float32 volume on a CPU are oneDNN's, as those of several are.
@@ -30,13 +33,15 @@ class FastConvolutions(TorchFunctionMode):
                 return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
         if func is torch.conv_transpose3d and not kwargs and len(args) == 8 and _applies(args[0], args[1]):
             x, weight, bias, stride, padding, output_padding, groups, dilation = args
-            # Into a few channels torch's own way is the faster one. The operator is what torch.compile uses.
-            sizes = (stride, padding, output_padding, dilation)
-            if (
-                weight.shape[1] >= 8
-                and not any(isinstance(size, int) for size in sizes)
-                and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
-            ):
+            if any(isinstance(size, int) for size in (stride, padding, output_padding, dilation)):
+                pass
+            elif weight.shape[1] < FEW:
+                # As a matrix product it takes half as long as by oneDNN, which torch takes for all but small volumes.
+                if groups == 1:
+                    return torch.ops.aten.slow_conv_transpose3d(
+                        x, weight, weight.shape[2:], bias, stride, padding, output_padding, dilation
+                    )
+            elif hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise"):  # what torch.compile uses
                 return torch.ops.mkldnn._convolution_transpose_pointwise(
                     x, weight, bias, padding, output_padding, stride, dilation, groups, "none", [], ""
                 )

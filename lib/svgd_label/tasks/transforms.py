@@ -78,7 +78,8 @@ def normalise(task: Task, image: MetaTensor) -> MetaTensor:
         low, high = task.intensity.clip
     else:
         assert task.intensity.percentiles is not None
-        low, high = (float(percentile(image, at)) for at in task.intensity.percentiles)
+        # Both at once: the volume is sorted for it.
+        low, high = torch.as_tensor(percentile(image, list(task.intensity.percentiles))).tolist()
         if high - low <= ROUNDING * max(abs(low), abs(high)):
             # What is left of a constant image is the rounding of its resampling; stretched, it would look like noise.
             return MetaTensor(torch.zeros_like(image.as_tensor()), meta=image.meta)

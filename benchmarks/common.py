@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from svgd_label import hardware
 
 ROOT = Path(__file__).parents[1]
@@ -70,10 +72,12 @@ def peaks_gib(codes: Iterable[str]) -> list[float]:
 def peaks_gib_on_gpu(codes: Iterable[str]) -> list[float]:
     """GPU memory in GiB that a fresh Python process has taken by the end of each code, CUDA's own included.
 
-    One after the other, on a GPU that nobody else uses meanwhile: what the driver says is of all processes.
+    One after the other, on a GPU that nobody else uses meanwhile: what the driver says is of all processes, so what
+    this one holds is taken off.
     """
     ending = "; import torch; free, total = torch.cuda.mem_get_info(); print(total - free)"
-    return [int(_printed(code + ending)) / 2**30 for code in codes]
+    free, total = torch.cuda.mem_get_info()
+    return [(int(_printed(code + ending)) - (total - free)) / 2**30 for code in codes]
 
 
 def _printed(code: str) -> str:

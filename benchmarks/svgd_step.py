@@ -2,9 +2,10 @@
 
 Ours is the training engine's own iteration: forward and backward of every particle, kernel, velocity, Adam. Theirs is
 what anyone would write for one network: forward, the same loss, backward, Adam; M of them, each on its own network.
-Peak memory is a fresh process's that takes a few steps, against the same with one particle. It grows with M by the
+Memory is the peak of a fresh process that takes a few steps, against the same with one particle. It grows with M by the
 weights, their gradients, Adam's two moments and what SVGD gathers; on a CPU the activations are those of one particle.
-On a GPU both are measured there, memory with CUDA's own, and the figures have names of their own.
+On a GPU both are measured there, memory as what the process holds in the end, CUDA's own included, and the figures
+have names of their own.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,6 @@ def run(*, quick: bool) -> list[Measurement]:
     sizes = (1, size) if quick else SIZES
     on_gpu = default_device().type == "cuda"
     measure, where = (peaks_gib_on_gpu, "_cuda") if on_gpu else (peaks_gib, "")
-    # First, while this process has nothing on the GPU itself.
     memory = dict(zip(sizes, measure(_code(number) for number in sizes), strict=True))
     times = {size: _time(size, pairs=3 if quick else 100)}
     details = {}

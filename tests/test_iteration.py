@@ -79,6 +79,16 @@ def test_a_committee_on_a_gpu_gets_the_captured_iteration_where_its_optimizer_al
 
 
 @NEEDS_GPU
+def test_hooks_before_the_step_run_at_every_iteration(tiny: Task) -> None:
+    committee = new_committee(tiny, seed=0).to(GPU)
+    running, iteration, seen = engine(tiny, committee, GPU), CapturedIteration(), []
+    running.optimizer.register_step_pre_hook(lambda *_: seen.append(1))
+    for batch in batches(tiny):
+        iteration(running, batch)
+    assert len(seen) == STEPS
+
+
+@NEEDS_GPU
 def test_a_network_that_looks_at_values_is_trained_without_and_the_log_says_so(
     tiny: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,4 +107,5 @@ def test_a_network_that_looks_at_values_is_trained_without_and_the_log_says_so(
     with caplog.at_level(logging.WARNING):
         found = [iteration(running, batch)["loss"] for batch in batches(tiny)]
     assert iteration._graph is None and "cannot be captured" in caplog.text
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert all(loss == loss for loss in found) and not torch.equal(committee.matrix(), before)

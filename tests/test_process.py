@@ -7,11 +7,11 @@ import sys
 import pytest
 
 CODE = """
-import resource, torch
+import resource, numpy
 from svgd_label.process import keep_freed_memory
 {first}
 def step():
-    pieces = [torch.ones(2 << 20) for _ in range(12)]
+    pieces = [numpy.ones(1 << 20) for _ in range(12)]
 for _ in range(5):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,4 +27,6 @@ def test_a_process_that_keeps_its_memory_does_not_ask_the_system_for_it_at_every
         code = CODE.format(first=first)
         return int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout)
 
-    assert faults("keep_freed_memory()") < 1000 < faults("")
+    if faults("") < 2000:
+        pytest.skip("here the C library does not give memory back at every step, or the system gives it in large pages")
+    assert faults("keep_freed_memory()") < 1000

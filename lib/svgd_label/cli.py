@@ -112,6 +112,7 @@ def pretrain(
     from svgd_label.experiments.pretrain import pretrain as run
     from svgd_label.tasks import load_task
 
+    keep_freed_memory()
     chosen = load_task(task)
     run(
         chosen,
@@ -137,6 +138,7 @@ def repulsion(
     from svgd_label.experiments.repulsion_figure import draw, table
     from svgd_label.tasks import load_task
 
+    keep_freed_memory()
     chosen = load_task(task).model_copy(update={"steps": steps})
     study(chosen, data, folder, arms=arm, seeds=seed or [100, 101])
     runs = read(folder / "runs.jsonl")
@@ -156,6 +158,7 @@ def bench(
     known = common.benchmarks()
     if name is not None and name not in known:
         raise UserError(f"there is no benchmark {name!r}; known are {', '.join(known)}")
+    keep_freed_memory()
     measured = []
     for chosen in known if name is None else [name]:
         try:
@@ -223,7 +226,6 @@ def report(
 def main() -> None:
     """Runs the command line; what a user can mend ends with its sentence, not with a traceback."""
     set_thread_policy()  # commands import torch when they run
-    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("ignite").setLevel(logging.WARNING)
     try:

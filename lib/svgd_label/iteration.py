@@ -1,6 +1,7 @@
 """One training iteration: every particle forward and backward, then the joint SVGD step; on a GPU as one CUDA graph."""
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +30,10 @@ def new_optimizer(task: Task, committee: Committee) -> SVGD:
     rate: float | Tensor = task.learning_rate
     if _can_be_captured(task, committee):
         rate, options = torch.tensor(rate, device=_device(committee)), options | {"capturable": True}
+    optimizer = getattr(torch.optim, task.optimizer)(committee.parameters(), lr=rate, **options)
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are not captured, and that is no mistake
     return SVGD(
-        getattr(torch.optim, task.optimizer)(committee.parameters(), lr=rate, **options),
+        optimizer,
         committee.trainable(),
         bandwidth=task.bandwidth,
         prior_std=task.prior_std,
@@ -52,7 +55,10 @@ class CapturedIteration:
     """``svgd_iteration`` on a GPU, captured once and then replayed, with the particles side by side.
 
     The networks are small: started one by one, their thousands of kernels leave the GPU idle for nine tenths of the
-    time. A network that cannot be captured is trained without; the log says so.
+    time. The activations of all particles exist at once. Where that is too much memory, where the network looks at
+    values, and where hooks stand before the optimizer's step, which a replay would pass over, all goes on uncaptured;
+    but what a capture that failed has taken of the GPU's memory is not given back. Labels are looked at in the first
+    iterations only.
     """
 
     def __init__(self) -> None:
@@ -71,23 +77,27 @@ class CapturedIteration:
         else:
             self._images.copy_(batch[Keys.IMAGE])
             self._labels.copy_(batch[Keys.LABEL])
-        if self._number == WARM_UP:
+        if self._number == WARM_UP and not engine.optimizer._optimizer_step_pre_hooks:
             self._capture(engine)
         self._number += 1
         if self._graph is None:
-            self._loss = _step(engine, self._images, self._labels, self._streams)
+            # On one stream, so that one particle's activations are alive, but not the default one, as in the capture.
+            self._loss = _step(engine, self._images, self._labels, self._streams[:1] * len(self._streams))
         else:
             self._graph.replay()
         return {Keys.LOSS: self._loss.item()}
 
     def _capture(self, engine: Any) -> None:
+        gc.collect()  # the graph of the training before, with its memory
         graph = torch.cuda.CUDAGraph()
         try:
+            # The outer context leads back to this stream from a capture that fails, which torch by itself does not.
             # The thread that makes the next samples goes on meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            here = torch.cuda.stream(torch.cuda.current_stream())
+            with here, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._loss = _step(engine, self._images, self._labels, self._streams)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error.__context__ or error).strip().splitlines()[0]
             logger.warning("the training steps cannot be captured as a CUDA graph and take longer: %s", reason)
         else:
             self._graph = graph

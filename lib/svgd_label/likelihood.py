@@ -55,7 +55,7 @@ def dice_log_likelihood(
         A scalar.
 
     Raises:
-        ValueError: for labels of another shape or with other values.
+        ValueError: for labels of another shape or with other values, unless a CUDA graph is being captured.
     """
     classes = logits.shape[1]
     if not (labels.is_cuda and torch.cuda.is_current_stream_capturing()):  # a CUDA graph cannot look at values

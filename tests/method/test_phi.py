@@ -270,6 +270,16 @@ def test_particles_in_two_memory_formats_and_views_with_gaps_are_refused() -> No
             SVGD(torch.optim.SGD(gaps, lr=0.1), [[parameter] for parameter in gaps]).step()
 
 
+def test_weights_that_are_laid_out_with_gaps_later_are_refused_at_every_step() -> None:
+    weights = [nn.Parameter(torch.randn(8, 3)) for _ in range(2)]
+    optimizer = SVGD(torch.optim.SGD(weights, lr=0.1), [[parameter] for parameter in weights])
+    for parameter in weights:
+        parameter.data = torch.randn(8, 6)[:, ::2]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="dense"):
+            optimizer.step()
+
+
 def test_the_velocity_of_channels_last_weights_is_in_the_order_of_the_matrix() -> None:
     committee = Committee.build(lambda: nn.Conv3d(2, 4, 3), size=3, seed=0).to(memory_format=torch.channels_last_3d)
     optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=1.0), committee.trainable(), prior_std=0.5)

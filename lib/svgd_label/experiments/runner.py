@@ -23,6 +23,7 @@ CORES_ON_A_CLUSTER = 2
 
 def execute(run: Run, job: Job) -> None:
     """Does a job, or what is left of it."""
+    keep_freed_memory()
     arm = through_server.arm if run.through_server else replay.arm
     track = job.track(run)
     with track.alone():
@@ -94,7 +95,6 @@ def _work(run: Run, job: Job, threads: int, _begun: object) -> None:
     for name in ("ignite", "svgd_label.training"):  # one line a step is enough from many
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_num_threads(threads)
-    keep_freed_memory()
     execute(run, job)
 
 

@@ -26,7 +26,7 @@ class SVGD(Optimizer):
     docs/method.md: "step" and "prior".
 
     As soon as ``backward`` has made a gradient, it is copied to its place in one matrix, of which ``.grad`` is a view
-    then: the next ``backward`` overwrites it, and a graph of it (``create_graph``) is not kept. This way the gradients
+    then: the next ``backward`` overwrites it, and a graph of it (``create_graph``) is not kept. On a CPU the gradients
     of a single particle, and not of all, are asked of the system and given back at every step, which took as long in
     page faults as the kernel, the velocity and the inner optimizer's step together.
 
@@ -66,7 +66,7 @@ class SVGD(Optimizer):
         rows that begin anywhere the product takes nearly twice as long.
         """
         _remove(self._handles)
-        self._laid_out = _layout(self.particles)
+        layout = _layout(self.particles)
         # Only of a dense tensor does torch keep the strides.
         if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in self.particles[0]):
             raise ValueError("SVGD needs dense parameters, not views that leave out or repeat parts of their memory")
@@ -87,6 +87,7 @@ class SVGD(Optimizer):
             parameter.register_post_accumulate_grad_hook(partial(_gather, view))
             for parameter, view in zip(self._parameters(), self._gradients, strict=True)
         ]
+        self._laid_out = layout
 
     def _share(self) -> None:
         self.param_groups = self.optimizer.param_groups

@@ -149,6 +149,7 @@ def training_transforms(task: Task, *, device: torch.device | None = None) -> Co
                 translate_range=(4, 4, 4),
                 mode=("bilinear", "nearest"),
                 padding_mode="zeros",
+                device=device,
             ),
             RandGaussianNoised(keys="image", prob=0.3, std=0.05),
             RandAdjustContrastd(keys="image", prob=0.5, gamma=(0.7, 1.5)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom.uid import generate_uid
@@ -81,7 +82,7 @@ class Site:
     """Orthanc with phantoms, the server on it, and an annotator's browser."""
 
     def __init__(self, folder: Path, orthanc: Orthanc, browser: Browser) -> None:
-        self.browser = browser
+        self.browser, self.orthanc = browser, orthanc
         (folder / "task.yaml").write_text(TASK, encoding="utf-8")
         study = generate_uid()
         self.series = {
@@ -96,7 +97,10 @@ class Site:
             folder,
             {"task": str(folder / "task.yaml"), "state": str(folder / "state"), "validation": "none"},
             source=orthanc.url,
-            environment={"MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": "MR"})},
+            environment={
+                "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": "MR"}),
+                "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "2",  # seconds between two looks at the DICOM server
+            },
         )
 
     def status(self) -> dict[str, Any]:
@@ -309,3 +313,21 @@ def test_of_a_study_with_several_series_the_proposed_one_is_shown(site: Site, na
     site.browser.open(f"{site.server.address}/ohif/monai-label?{query}")
     site.connected()
     assert site.drawing().series == site.series[name]
+
+
+def test_a_real_series_is_found_segmented_and_its_label_counted(site: Site, dicom_series: Path) -> None:
+    series = str(pydicom.dcmread(next(dicom_series.glob("*.dcm")), stop_before_pixels=True).SeriesInstanceUID)
+    before = site.status()
+    site.orthanc.load(dicom_series)
+    site.server.wait_for(lambda: site.status()["total"] > before["total"], "the new series", seconds=60)
+    site.series["real"] = series
+    site.open("real")
+    shown = site.segment()
+    assert shown.series == series
+    shown.assert_lies_as(site.server.infer(series)[0])
+    drawn = site.stroke("Brush", "anterior")
+    site.browser.picture("11 real series")
+    site.browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Label counted")
+    assert site.status()["completed"] == before["completed"] + 1
+    drawn.assert_lies_as(site.label(series))

@@ -34,8 +34,8 @@ class FastConvolutions(TorchFunctionMode):
         if func is torch.conv_transpose3d and not kwargs and len(args) == 8 and _applies(args[0], args[1]):
             x, weight, bias, stride, padding, output_padding, groups, dilation = args
             if any(isinstance(size, int) for size in (stride, padding, output_padding, dilation)):
-                pass
-            elif weight.shape[1] < FEW:
+                return func(*args)
+            if weight.shape[1] < FEW:
                 # As a matrix product it takes half as long as by oneDNN, which torch takes for all but small volumes.
                 if groups == 1:
                     return torch.ops.aten.slow_conv_transpose3d(

@@ -213,13 +213,8 @@ def acquisition_of(pool: Pool, step: int) -> Acquisition | None:
 
 
 def note_picks(record: Record, pool: Pool, acquired: Acquisition) -> None:
-    """Adds what was picked, with the scores of the ranking in place, and what cannot be used."""
-    rows = {row.image: row for row in pool.ranking()}
-    record["picks"], record["repeated"] = acquired.picks, acquired.repeated
-    record["scores"] = {
-        image: {key: getattr(rows[image], key) for key in ("score", "entropy", "mutual_information")}
-        for image in acquired.picks
-    }
+    """Adds what was picked and why, and what cannot be used."""
+    record |= {"picks": acquired.picks, "repeated": acquired.repeated, "scores": acquired.scores}
     record["unusable"] |= pool.unusable()
 
 

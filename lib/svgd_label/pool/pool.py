@@ -250,7 +250,8 @@ class Pool(Scores):
             if self.ranking_version() != version:
                 raise ValueError(f"the ranking is of version {self.ranking_version()}, not of {version}")
             chosen = connection.execute(
-                f"SELECT image, labelled FROM images WHERE rank IS NOT NULL AND {_IN_POOL} "
+                "SELECT image, labelled, score, entropy, mutual_information "
+                f"FROM images LEFT JOIN ranking USING (image) WHERE rank IS NOT NULL AND {_IN_POOL} "
                 "AND (labelled = 0 OR (:repeat AND frequency < :most)) ORDER BY rank LIMIT :queries",
                 {"repeat": repeat, "most": self._max_frequency, "queries": queries},
             ).fetchall()
@@ -264,10 +265,13 @@ class Pool(Scores):
                 "UPDATE images SET queue_position = ? WHERE image = ?",
                 [(position, image) for position, image in enumerate(annotated, 1)],
             )
-            lists = [json.dumps(x) for x in ([row["image"] for row in chosen], annotated, repeated)]
+            scores = {
+                row["image"]: {key: row[key] for key in ("score", "entropy", "mutual_information")} for row in chosen
+            }
+            written = [json.dumps(x) for x in (list(scores), annotated, repeated, scores)]
             connection.execute(
-                "INSERT INTO acquisitions VALUES (NULL, ?, ?, ?, ?, ?, ?)",
-                (version, self._clock(), strategy, *lists),
+                "INSERT INTO acquisitions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+                (version, self._clock(), strategy, *written),
             )
             return Acquisition.read(
                 connection.execute("SELECT * FROM acquisitions WHERE version = ?", (version,)).fetchone()

@@ -51,7 +51,11 @@ class RankingRow:
 
 @dataclass(frozen=True)
 class Acquisition:
-    """One active step: ``picks`` in order, of which ``annotated`` went to the queue and ``repeated`` gained one."""
+    """One active step: ``picks`` in order, of which ``annotated`` went to the queue and ``repeated`` gained one.
+
+    ``scores`` holds why: score, entropy and mutual information of each pick at that moment, which the ranking loses
+    with the next label or a new file. Empty for a step that was taken before they were kept.
+    """
 
     step: int
     version: int
@@ -60,12 +64,13 @@ class Acquisition:
     picks: list[str]
     annotated: list[str]
     repeated: list[str]
+    scores: dict[str, dict[str, float | None]]
 
     @classmethod
     def read(cls, row: sqlite3.Row) -> "Acquisition":
         """From a row of the table ``acquisitions``."""
-        lists = {name: json.loads(row[name]) for name in ("picks", "annotated", "repeated")}
-        return cls(step=row["step"], version=row["version"], at=row["at"], strategy=row["strategy"], **lists)
+        written = {name: json.loads(row[name]) for name in ("picks", "annotated", "repeated", "scores")}
+        return cls(step=row["step"], version=row["version"], at=row["at"], strategy=row["strategy"], **written)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,7 @@ STEPS = (
         PRIMARY KEY (image, fingerprint)
     ) WITHOUT ROWID;
     """,
+    "ALTER TABLE acquisitions ADD COLUMN scores TEXT NOT NULL DEFAULT '{}';",
 )
 
 DERIVED = ("scores", "codes", "mutual_information")

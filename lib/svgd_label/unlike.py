@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-ENOUGH = 5
-"""Fewer labelled images say nothing of how far apart images of their kind lie."""
-FACTOR = 1.5
+ENOUGH = 10
+"""With n labelled images, an image of their kind is called unlike them with a chance of about 1/(n + 1)."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,9 @@ class Likeness:
 def likeness(features: NDArray[np.float32], labelled: NDArray[np.float32]) -> Likeness | None:
     """Compares an image with the labelled ones.
 
-    It is unlike them where it is farther from the nearest than 1.5 times the distance that the loneliest labelled image
-    has from its own nearest; Euclidean distances, as in the strategy ``coreset``.
+    It is unlike them where it is farther from the nearest than any labelled image is from its own nearest: conformal
+    anomaly detection (Laxhammar and Falkman 2015, doi:10.1007/s10472-013-9381-7) by the Euclidean distance to the
+    nearest neighbour, as in the strategy ``coreset``.
     docs/method.md: "unlike the labelled".
 
     Args:
@@ -40,7 +40,7 @@ def likeness(features: NDArray[np.float32], labelled: NDArray[np.float32]) -> Li
         labelled: (N, F), the same committee's.
 
     Returns:
-        None where fewer than five images are labelled.
+        None where fewer than ten images are labelled.
     """
     if len(labelled) < ENOUGH:
         return None
@@ -49,5 +49,5 @@ def likeness(features: NDArray[np.float32], labelled: NDArray[np.float32]) -> Li
     return Likeness(
         labelled=len(labelled),
         distance=float(np.linalg.norm(labelled - features, axis=1).min()),
-        limit=FACTOR * float(apart.min(axis=1).max()),
+        limit=float(apart.min(axis=1).max()),
     )

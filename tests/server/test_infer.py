@@ -33,8 +33,8 @@ SHAPE = (12, 13, 14)
 
 @pytest.fixture
 def studies(tmp_path: Path) -> Path:
-    """Six images."""
-    for number, name in enumerate("abcdef"):
+    """Eleven images."""
+    for number, name in enumerate("abcdefghijk"):
         save_nifti(tmp_path / "studies" / f"{name}.nii.gz", blob(SHAPE, number)[0], AFFINE)
     return tmp_path / "studies"
 
@@ -100,31 +100,29 @@ def test_both_tasks_and_a_second_request_share_one_pass(committees: Committees, 
         assert said == said_again
 
 
-def test_an_image_is_compared_with_the_labelled_ones_once_five_are_scored(
-    committees: Committees, studies: Path
-) -> None:
-    pool, task, image = committees.pool, SVGDInfer(committees), str(studies / "f.nii.gz")
+def test_an_image_is_compared_with_the_labelled_ones_once_ten_are_scored(committees: Committees, studies: Path) -> None:
+    pool, task, image = committees.pool, SVGDInfer(committees), str(studies / "k.nii.gz")
     proposed = committees.segment(image)
     assert proposed is not None
     features = proposed[1].features
-    for number, name in enumerate("abcde"):
+    for number, name in enumerate("abcdefghij"):
         assert "unlike_labelled" not in ask(task, image=image)[1]
         pool.label_saved(name)
-        # One labelled image after the other, each 0.1 further away along the first feature.
-        away = np.eye(1, len(features), dtype=np.float32)[0] * 0.1 * (1 + number)
+        # One labelled image after the other, each 0.1 further away along the first feature; the first at half of that.
+        away = np.eye(1, len(features), dtype=np.float32)[0] * (0.05 + 0.1 * number)
         for version, place in ((1, features + away), (2, features + 100)):
             pool.write_score(version, ScoreRow(name, 0.5, 0.5, 0.1, 0.1, features=place))
     said = ask(task, image=image)[1]["unlike_labelled"]
     assert not said["unlike"]
-    assert (said["distance"], said["limit"]) == pytest.approx((0.1, 0.15), abs=1e-3)
-    assert said["words"] == "To the committee this image looks like some of the 5 labelled images."
+    assert (said["distance"], said["limit"]) == pytest.approx((0.05, 0.1), abs=1e-3)
+    assert said["words"] == "To the committee this image looks like some of the 10 labelled images."
 
-    for number, name in enumerate("abcde"):  # the committee's next look: all labelled ones have moved away
+    for number, name in enumerate("abcdefghij"):  # the committee's next look: all labelled ones have moved away
         place = features + 1 + 0.01 * np.float32(number)
         pool.write_score(1, ScoreRow(name, 0.5, 0.5, 0.1, 0.1, features=place))
     said = ask(task, image=image)[1]["unlike_labelled"]
     assert said["unlike"]
-    assert "looks unlike every one of the 5 labelled images: check its proposal with care." in said["words"]
+    assert "looks unlike every one of the 10 labelled images: check its proposal with care." in said["words"]
 
 
 @pytest.mark.parametrize("task", [SVGDInfer, UncertaintyInfer])

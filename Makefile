@@ -54,7 +54,7 @@ quick: lint
 
 e2e:
 	@$(SET_UP) e2e
-	$(IN_VENV) -m pytest tests/dicom tests/viewers
+	$(IN_VENV) -m pytest tests/dicom tests/viewers tests/e2e/test_slicer.py tests/server
 
 soak:
 	@$(SET_UP) test

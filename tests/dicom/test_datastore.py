@@ -82,8 +82,17 @@ def test_a_series_that_others_are_listed_without_leaves_and_keeps_its_label(
     content = file.read_bytes()
     delete(orthanc, first)
     store.mirror.synchronise()
+    assert store.list_images() == sorted([first, second]), "one answer may lack a series"
+    store.mirror.synchronise()
     assert store.list_images() == [second]
     assert file.read_bytes() == content
+    late = tmp_path / "late.nii.gz"
+    late.write_bytes(b"drawn while the series went")
+    with pytest.raises(
+        HTTPException, match=r"is no longer in the study, so it cannot be labelled\. The upload is kept"
+    ):
+        store.save_label(first, str(late), "final", {})
+    assert [kept.read_bytes() for kept in (tmp_path / "state" / "refused").iterdir()] == [late.read_bytes()]
     orthanc.load(tmp_path / "files 0")
     store.mirror.synchronise()
     store.mirror.synchronise()
@@ -226,6 +235,20 @@ def test_while_the_server_is_away_labels_wait_and_the_latest_is_sent(
     found = instances(orthanc)
     assert list(found) == [state(again, kept)["SOPInstanceUID"]]
     np.testing.assert_array_equal(voxels(again, kept, next(iter(found.values()))), label_map(again, kept, 2))
+
+
+def test_a_label_that_was_deleted_while_it_waited_is_forgotten(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    orthanc.stop(kill=True)
+    save(store, uid, label_map(store, uid), tmp_path)
+    store.outbox.send()
+    assert len(store.outbox._pauses) == 1
+    store.remove_label(uid, "final")
+    store.outbox.send()
+    assert not store.outbox._pauses, "or the thread would look for it ten times a second"
 
 
 def test_a_label_whose_answer_was_lost_is_not_stored_twice(

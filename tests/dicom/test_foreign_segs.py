@@ -1,5 +1,6 @@
 """SEGs that other programs stored become labels; our own are known again."""
 
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -96,6 +97,27 @@ def test_our_own_segs_are_known_again_after_the_index_was_lost(
     assert again.get_labeled_images() == [], "or a deleted label would come back"
 
 
+def test_where_all_state_was_lost_the_labels_are_those_that_were_sent(
+    orthanc: Orthanc, open_store: Open, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store = open_store()
+    store.mirror.synchronise()
+    for value in (1, 2):
+        save(store, uid, label_map(store, uid, value), tmp_path)
+        store.outbox.send()
+    store.close()
+    shutil.rmtree(tmp_path / "state")
+    again = open_store()
+    again.mirror.synchronise()
+    again.outbox.send()
+    assert again.get_labeled_images() == [uid]
+    np.testing.assert_array_equal(
+        np.asarray(nibabel.load(again.get_label_uri(uid, "final")).dataobj), label_map(again, uid, 2)
+    )
+    assert len(instances(orthanc)) == 2, "nothing is sent back"
+
+
 def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_waits_for_it(
     orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
 ) -> None:
@@ -105,6 +127,7 @@ def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_wait
         store_theirs(orthanc, store, uid, label_map(store, uid, value), ("first", "second", "third tumour"), written)
     store_theirs(orthanc, store, other, label_map(store, other, 1), ("second",))
     store.mirror._filter = {"Modality": "MR", "SeriesInstanceUID": uid}
+    store.mirror._unlisted = {other}  # for the second time now
     store.mirror.synchronise()
     assert store.get_labeled_images() == [uid]
     np.testing.assert_array_equal(

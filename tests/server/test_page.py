@@ -1,6 +1,7 @@
 """The page at /svgd/: what its routes answer, who may ask, and that a browser shows it without an error."""
 
 import io
+import json
 import logging
 import os
 import re
@@ -8,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from monailabel.utils.async_tasks.utils import background_tasks
@@ -99,6 +102,13 @@ def test_the_state_holds_curve_history_and_counts(client: TestClient) -> None:
     assert sum(state["counts"].values()) == 4
     assert state["training"]["status"] == "never"
     assert not state["training"]["running"]
+
+
+def test_a_training_that_was_stopped_while_it_scored_has_made_its_model(client: TestClient, pool: Pool) -> None:
+    for version, status in ((1, "unscored"), (2, "stopped")):
+        stats = {"version": version, "status": "scoring", "process": 2**30}
+        (pool.database.folder / "train_stats.json").write_text(json.dumps(stats))
+        assert client.get("/svgd/state").json()["training"]["status"] == status
 
 
 def test_the_table_is_asked_for_by_column_status_and_text(client: TestClient) -> None:
@@ -264,9 +274,36 @@ def test_a_training_is_started_followed_and_stopped_from_the_page(study: Server,
     browser.wait_for(f"/^Training model version 1: step [1-9]/.test({status})", seconds=300)
     browser.wait_for("/Loss.*Time left/.test(document.getElementById('training-numbers').textContent)")
     assert browser.run("document.getElementById('start').ariaDisabled") == "true"
+    for path in ("/train/", "/train/svgd"):  # OHIF's panel, and the page in another window
+        again = requests.post(f"{study.address}{path}", json={}, timeout=60)
+        assert (again.status_code, again.json()["detail"][:29]) == (429, "a training is running already")
     browser.run("document.getElementById('stop').click()")
     browser.wait_for(f"{status}.includes('was stopped')")
     study.wait_training()
+
+
+@pytest.mark.slow
+def test_a_proxys_page_in_the_place_of_an_answer_is_told_and_outlived(browser: Browser) -> None:
+    notice = "document.getElementById('notice').textContent"
+    browser.run("(window.real = fetch, window.fetch = async () => new Response('<h1>Log in</h1>'), null)")
+    browser.run("document.querySelector('#images th[data-column=score] button').click()")
+    browser.wait_for(f"{notice}.includes('Something else than the server answers')")
+    browser.run("(window.fetch = window.real, null)")
+    browser.wait_for(f"{notice} === ''", seconds=30)
+
+
+@pytest.mark.slow
+def test_an_image_is_held_and_a_second_annotator_is_told_so(study: Server) -> None:
+    def hold(client: str, image: str) -> Any:
+        answer = study.request("POST", "/svgd/hold", params={"image": image}, json={"client_id": client})
+        return answer.json()
+
+    free = "phantom_03"
+    assert hold("ann", free) == {"held_by": None, "labelled": False}
+    assert hold("bob", free) == {"held_by": "ann", "labelled": False}
+    assert hold("bob", "phantom_01") == {"held_by": None, "labelled": True}
+    unknown = requests.post(f"{study.address}/svgd/hold", params={"image": "none"}, json={}, timeout=60)
+    assert unknown.status_code == 404
 
 
 @pytest.mark.slow

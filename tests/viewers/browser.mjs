@@ -13,7 +13,12 @@ const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
 page.setDefaultTimeout(300_000); // without a GPU and beside a training, a page may take its time
 const errors = [];
 page.on('pageerror', error => errors.push(error.message));
-page.on('dialog', dialog => dialog.accept());
+const asked = []; // what the page has asked; it is agreed to unless a test says otherwise
+globalThis.agreeing = true;
+page.on('dialog', dialog => {
+  asked.push(dialog.message());
+  return globalThis.agreeing ? dialog.accept() : dialog.dismiss();
+});
 // The two web fonts that OHIF asks for; without internet it goes on with others.
 await page.route(/fonts\.(googleapis|gstatic)\.com/, route => route.abort());
 
@@ -21,7 +26,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   const { code, argument } = JSON.parse(line);
   let answer;
   try {
-    answer = { value: await new AsyncFunction('page', 'argument', 'errors', code)(page, argument, errors) };
+    answer = { value: await new AsyncFunction('page', 'argument', 'errors', 'asked', code)(page, argument, errors, asked) };
   } catch (error) {
     answer = { error: String(error.message) };
   }

@@ -97,6 +97,15 @@ class Browser:
         """A screenshot."""
         self.run("await page.screenshot({ path: argument })", str(self.pictures / f"{name}.png"))
 
+    def disagree(self, question: str, code: str) -> None:
+        """Runs JavaScript beside the page upon which that asks something, and says no to it."""
+        self.run(f"asked.length = 0; globalThis.agreeing = false; {code}")
+        found = self.run(
+            "for (let i = 0; i < 600 && !asked.length; i++) await page.waitForTimeout(50);"
+            "globalThis.agreeing = true; return asked"
+        )
+        assert [question in asked for asked in found] == [True]
+
     def errors(self) -> list[str]:
         """Exceptions that nobody in the page has caught."""
         return list(self.run("return errors"))

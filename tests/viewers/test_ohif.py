@@ -118,6 +118,13 @@ class Site:
         self.browser.open(f"{self.server.address}/ohif/monai-label?StudyInstanceUIDs={study}")
         self.connected()
 
+    def follow_link(self, series: str) -> None:
+        """OHIF with one series, by the link that the page at /svgd/ has for it."""
+        self.browser.open(f"{self.server.address}/svgd/")
+        link = f"#images a:has-text('{series}')"
+        self.browser.open(self.browser.run("return page.locator(argument).evaluate(link => link.href)", link))
+        self.connected()
+
     def connected(self) -> None:
         """Until the panel has connected by itself and the bar offers the task's structures."""
         self.browser.run("await page.waitForSelector(argument)", TABS)
@@ -192,6 +199,18 @@ def test_the_whole_journey(site: Site) -> None:
     browser.picture("2 connected")
     assert browser.run("return page.inputValue('#monailabelServerURL')") == f"{server.address}/"
 
+    # Back to the list, which OHIF shows without loading a page, and thought better of
+    drawn = site.stroke("Brush", "anterior")
+    ways = {
+        "page.locator('[data-cy=return-to-work-list]').click()": "",  # a browser asks in its own words
+        "page.evaluate(() => history.back())": "Leave without submitting what you have drawn?",
+    }
+    for way, question in ways.items():
+        browser.disagree(question, f"{way}.catch(() => {{}})")
+        assert "/monai-label" in browser.run("return page.url()")
+        np.testing.assert_array_equal(site.drawing().voxels, drawn.voxels)
+    browser.wait("() => !document.querySelector('#svgd-bar').hidden")
+
     # An address that is none, typed into the panel's box
     browser.run("await page.fill('#monailabelServerURL', 'nonsense')")
     browser.press("Tab")
@@ -255,6 +274,7 @@ def test_the_whole_journey(site: Site) -> None:
     proposed = site.segment()
     assert proposed.count(1) + proposed.count(2) > 0
     proposed.assert_lies_as(server.infer(second)[0])
+    site.said(" ml (")
     browser.picture("8 segmented")
 
     # Where the committee is unsure lies over the image, and the drawing stays what it is
@@ -285,6 +305,18 @@ def test_the_whole_journey(site: Site) -> None:
     info = server.request("GET", "/datastore/label/info", params={"label": second, "tag": "final"}).json()
     assert info["client_id"].startswith("browser-")
 
+    # A label that is there already is not replaced by accident; the page's link shows this series and no other
+    site.follow_link(first)
+    site.said("This image has a label.")
+    assert site.drawing().series == first
+    again = site.stroke("Brush", "posterior")
+    browser.disagree("Put yours in its place?", "await page.click(\"#svgd-bar button:has-text('Submit label')\")")
+    site.said("Nothing was submitted.")
+    both.assert_lies_as(site.label(first))
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Label counted: 2 of 5 images are labelled.")
+    again.assert_lies_as(site.label(first))
+
     # Chance, for who really chooses it; the choice outlives the page
     browser.click(".monaiLabelPanel .tab-label:has-text('Active Learning')")
     browser.run("await page.selectOption('.monaiLabelPanel .optionsTable select', 'random')")
@@ -307,11 +339,8 @@ def test_slices_lie_right_whichever_way_they_are_numbered(site: Site, name: str)
 
 
 @pytest.mark.parametrize("name", ONE_STUDY)
-def test_of_a_study_with_several_series_the_proposed_one_is_shown(site: Site, name: str) -> None:
-    study = site.server.image_info(site.series[name])["StudyInstanceUID"]
-    query = f"SeriesInstanceUIDs={site.series[name]}&StudyInstanceUIDs={study}"
-    site.browser.open(f"{site.server.address}/ohif/monai-label?{query}")
-    site.connected()
+def test_of_a_study_with_several_series_the_pages_link_shows_the_right_one(site: Site, name: str) -> None:
+    site.follow_link(site.series[name])
     assert site.drawing().series == site.series[name]
 
 

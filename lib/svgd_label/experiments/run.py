@@ -25,7 +25,7 @@ from svgd_label.tasks import Task, load_task
 from svgd_label.training import Case
 
 NOT_FOR_WEIGHTS = {
-    *("name", "description", "aliases", "warm_start", "max_minutes", "validation"),
+    *("name", "description", "aliases", "modality", "warm_start", "max_minutes", "validation"),
     *("aggregate", "mi_grid", "mi_over", "alpha", "queries", "max_frequency", "clasp_steps"),
 }
 """Fields of a task that do not change what the first training makes of initial weights and labels."""

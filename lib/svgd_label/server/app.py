@@ -28,7 +28,7 @@ from svgd_label.inference import dice
 from svgd_label.pool import Database, LabelVersion, OutdatedVersion, Pool
 from svgd_label.process import keep_freed_memory, set_thread_policy
 from svgd_label.server import login, ohif, routes
-from svgd_label.server.auto_train import AutoTrain
+from svgd_label.server.auto_train import AutoTrain, is_running
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
@@ -175,11 +175,11 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         self._ranking.do(self._refresh)
         if versions := self._datastore.labels.versions(image_id):  # none of what is saved as a pre-segmentation
             self._comparing.do(functools.partial(self._compare, versions[-1]))
+        self._folder.do(self._catch_up)  # where a training was stopped before its committee had scored everything
         self.auto_train.consider()
 
     def on_flag(self, image: str) -> None:
         """An image that left or came back changes the pool, so the ranking; it may not have been scored yet."""
-        logger.info("flag changed: %s", image)
         self._folder.do(self._folder_changed)
 
     def train(self, request: dict[str, Any]) -> Any:
@@ -223,8 +223,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         if self.pool.ranking_version() is None:
             write_first_order(self.pool, self.task, paths(self._datastore, self.pool))
         version = self.pool.model_version()
-        if version is None or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
-            return
+        if version is None or is_running("train") or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
+            return  # a training scores everything itself
         unscored = not self.pool.is_limited(version) and set(self.pool.pool_images()) - self.pool.scored_images(version)
         acquired = any(step.version >= version for step in self.pool.acquisitions())
         if self.pool.ranking_version() != version or unscored or not acquired:

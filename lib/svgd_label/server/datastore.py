@@ -211,10 +211,10 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         """
         image, tag = plain_image(image_id), plain_tag(label_tag)
         path = self.studies.image_path(image)
-        if path is None:
-            raise unknown_image(image)
-        info = dictionary(label_info or {})
         upload = Path(label_filename)
+        if path is None:
+            raise self._unknown(image, upload)
+        info = dictionary(label_info or {})
         content = _fingerprint(path)
         try:
             converted = convert_label(
@@ -246,7 +246,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
                         model_version=version if isinstance(version, int) and 0 <= version < 2**31 else None,
                     )
             except KeyError as error:
-                raise unknown_image(image) from error
+                raise self._unknown(image, upload) from error
             finally:
                 file.unlink(missing_ok=True)  # a label that was saved does not lie there any more
         logger.info("Saved the label %s/%s.", tag, image)
@@ -348,6 +348,13 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         elif changed:
             logger.info("%d images and labels in %s are new or changed.", changed, self.studies.folder)
         self._database.set("read", "yes")
+
+    def _unknown(self, image: str, upload: Path) -> HTTPException:
+        """The answer to a label of an image that is not there; one that was there may have been drawn on meanwhile."""
+        if self._database.connection.execute("SELECT 1 FROM images WHERE image = ?", (image,)).fetchone() is None:
+            return unknown_image(image)
+        sentence = f"The image {image} is no longer in the study, so it cannot be labelled."
+        return HTTPException(404, f"{sentence} {self._keep_refused(image, upload)}".strip())
 
     def _keep_refused(self, image: str, upload: Path) -> str:
         """Keeps an upload; a sentence that says where, empty where that failed."""

@@ -97,8 +97,21 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
     return {**proposed, **app.datastore().get_image_info(proposed["id"]), "id": proposed["id"]}
 
 
-@router.post("/svgd/flag", dependencies=[_user])
-def flag(image: str, params: Parameters = None) -> dict[str, Any]:
+@router.post("/svgd/hold")
+def hold(image: str, request: Request, params: Parameters = None, user: User = _annotator) -> dict[str, Any]:
+    """Takes or renews the client's lease of an image that nobody else holds; says who does, and if it has a label."""
+    pool, client = app_instance().pool, _client(request, guards.client_parameters(params), user)
+    with storing():
+        pool.touch(plain_image(image), client)
+        state = pool.image_state(image)
+    if not state:
+        raise unknown_image(image)
+    holder = state["leased_by"]
+    return {"held_by": None if holder == client else holder, "labelled": state["labelled"]}
+
+
+@router.post("/svgd/flag")
+def flag(image: str, request: Request, params: Parameters = None, user: User = _annotator) -> dict[str, Any]:
     """Takes an image out as unusable, with a reason as in {"reason": "motion"}; without one, puts it back."""
     app = app_instance()
     reason = guards.client_parameters(params).get("reason") or ""
@@ -109,6 +122,7 @@ def flag(image: str, params: Parameters = None) -> dict[str, Any]:
             app.pool.flag(plain_image(image), reason.strip()[:200] or None)
     except KeyError:
         raise unknown_image(image) from None
+    logger.info("%r: the flag of %s is %r", _client(request, {}, user), image, reason or None)
     app.on_flag(image)
     state: dict[str, Any] = app.pool.image_state(image)
     return state
@@ -130,8 +144,6 @@ def save_label(
     given = guards.json_object(params)
     given["client_id"] = _client(request, given, user)
     store = app_instance().datastore()
-    if not store.get_image_uri(image):
-        raise unknown_image(image)
     with _tidied(background_tasks):
         answer = datastore.save_label(background_tasks, image, json.dumps(given), tag, label, user.username)
     return {**answer, **store.saved_label(image, tag)}
@@ -159,7 +171,7 @@ def run_training(model: str, params: Parameters = None, run_sync: bool = False, 
     """Starts a training, its parameters checked before a process is made for it."""
     given = guards.client_parameters(params)
     _check(model, given, run_sync)
-    return train.run_model(model, given, run_sync, enqueue)
+    return _run(model, given, run_sync, enqueue)
 
 
 @router.post("/train/", dependencies=[_admin])
@@ -168,7 +180,7 @@ def run_trainings(params: Parameters = None, run_sync: bool = False) -> Any:
     given = guards.client_parameters(guards.client_parameters(params).get(TRAINER))
     _check(TRAINER, given, run_sync)
     # MONAI Label's own function would pass the whole body on besides, the trainer's name as one of its parameters.
-    return {TRAINER: {"result": train.run_model(TRAINER, given, run_sync, enqueue=True), "detail": None}}
+    return {TRAINER: {"result": _run(TRAINER, given, run_sync, enqueue=False), "detail": None}}
 
 
 def _client(request: Request, params: dict[str, Any], user: User) -> str:
@@ -190,6 +202,17 @@ def _is_in_study(image: str) -> bool:
         return bool(known) and Path(known).resolve() == path.resolve()
     except (OSError, ValueError):  # a loop of links, a zero byte
         return False
+
+
+def _run(model: str, params: dict[str, Any], run_sync: bool, enqueue: bool) -> Any:
+    try:
+        return train.run_model(model, params, run_sync, enqueue)
+    except HTTPException as error:
+        if error.status_code != 429:
+            raise
+        raise HTTPException(
+            429, "a training is running already: wait for its end, or stop it and start another with the newest labels"
+        ) from error
 
 
 def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:

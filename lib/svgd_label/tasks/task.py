@@ -61,6 +61,7 @@ class Task(_Strict):
     description: str = ""
     labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
     aliases: dict[str, tuple[str, ...]] = {}
+    modality: Annotated[str, Field(pattern=r"^[A-Z]{2,4}$")] | None = None
 
     # Grid and grey values
     spacing: tuple[Millimetres, Millimetres, Millimetres] | None = None

@@ -65,6 +65,7 @@ class Mirror:
         self._incoming = studies.database.folder / "incoming"
         self._outage: str | None = None
         self._counts: dict[str, int | None] = {}
+        self._unlisted: set[str] = set()
         self._failures: dict[str, tuple[int, float]] = {}  # series -> how often, not before
 
     def start(self) -> None:
@@ -86,7 +87,10 @@ class Mirror:
             self._outage = None
             self._on_answer()
         known = self._known()
-        changed = [self._withdraw(uid) for uid in sorted(known.keys() - listed.keys())]
+        gone = known.keys() - listed.keys()
+        # One answer that lacks a series, from a server that is starting, say, must not take it from who draws on it.
+        changed = [self._withdraw(uid) for uid in sorted(gone & self._unlisted)]
+        self._unlisted = gone
         wanted = [s for s in listed.values() if s.uid not in known or s.instances not in (None, known[s.uid])]
         announced = time.monotonic()
         for series in wanted:

@@ -73,7 +73,10 @@ class Outbox:
 
     def send(self) -> None:
         """Tries once each label that is due."""
-        for label in self._waiting():
+        waiting = self._waiting()
+        due = {label.key for label in waiting}
+        self._pauses = {key: pause for key, pause in self._pauses.items() if key in due}
+        for label in waiting:
             if self._pauses.get(label.key, (0.0, 0.0))[0] > time.monotonic():
                 continue
             try:

@@ -1,4 +1,4 @@
-"""SEGs that others put on the server, such as OHIF's own "store segmentation": taken over as labels, each once."""
+"""SEGs that are on the server and not known here, such as OHIF's own "store segmentation": labels, each once."""
 
 import datetime
 import logging
@@ -27,7 +27,8 @@ class Takeover:
     """Looks for SEG series that were not there before and show a mirrored series.
 
     Each is looked at once, and a row of ``segmentations`` says so; one of a series that is not here, when that comes.
-    One that was made here, or is older than the label that is here or than another one, changes nothing.
+    One that is older than the label that is here or than another one changes nothing, and neither does one of ours
+    where the image has had a label here. Where it had none, the state was lost or is another: it is taken over.
 
     Args:
         server: who is asked.
@@ -55,7 +56,7 @@ class Takeover:
                 image = referenced_series(instance) or ""
                 if self._store.studies.image_path(image) is None:
                     self._elsewhere[series.uid] = image
-                elif is_ours(instance):
+                elif is_ours(instance) and self._has_history(image):
                     self._note(image, series, "ours")
                 else:
                     other = newest.get(image)
@@ -117,9 +118,14 @@ class Takeover:
                 if not isinstance(error, HTTPException) or error.status_code < 500:  # else the disk is full, for now
                     self._note(image, series, "refused", why)
                 return False
-            logger.info("A SEG that another program stored is now the label of %s.", image)
+            logger.info("A SEG on the DICOM server is now the label of %s.", image)
             return True
         return False
+
+    def _has_history(self, image: str) -> bool:
+        """Whether the image has or had a label here."""
+        found = self._database.connection.execute("SELECT 1 FROM label_versions WHERE image = ?", (image,)).fetchone()
+        return found is not None
 
     def _note(self, image: str, series: Series, state: str, why: str | None = None) -> None:
         with self._database.transaction() as connection:
@@ -159,7 +165,9 @@ def _written(instance: Dataset) -> float:
     Some programs write the local time, some UTC. It has only just come, so the later of the two is believed.
     """
     try:
-        moment = datetime.datetime.strptime(f"{instance.ContentDate}{str(instance.ContentTime)[:6]}", "%Y%m%d%H%M%S")
+        second, fraction = str(instance.ContentTime)[:6], float(f"0{str(instance.ContentTime)[6:]}")
+        moment = datetime.datetime.strptime(f"{instance.ContentDate}{second}", "%Y%m%d%H%M%S")
+        moment += datetime.timedelta(seconds=fraction)
     except (AttributeError, ValueError):
         return float("inf")
     return max(moment.timestamp(), moment.replace(tzinfo=datetime.timezone.utc).timestamp())

@@ -55,6 +55,7 @@ function beforeStroke(event) {
         Array.from(service('viewportGridService', 'getState')().viewports.keys()).forEach(activate);
       }
       isDrawn = true;
+      stayHolder();
     }
   } catch (error) {
     report(error); // the stroke itself is OHIF's
@@ -71,7 +72,37 @@ function undo() {
   say('The last change is taken back.');
 }
 
+// Who has the image
+
+const HOLD_MILLISECONDS = 60_000;
+let heldAt = 0;
+
+/** Tells the server that this browser works on an image; it answers whether it has a label, and who else has it. */
+function hold(series) {
+  heldAt = Date.now();
+  return ask('POST', `svgd/hold?image=${encodeURIComponent(series)}`, { client_id: CLIENT });
+}
+
+/** A long drawing must not outlive what was taken at its beginning. */
+function stayHolder() {
+  if (Date.now() - heldAt > HOLD_MILLISECONDS) {
+    hold(drawing().series).catch(() => {}); // submitting is another occasion
+  }
+}
+
+/** Says what there is to know before somebody draws. */
+async function takeHold(series) {
+  const { held_by: holder, labelled } = await hold(series);
+  if (holder) {
+    say(`Somebody else (${holder}) has this image in hand: agree with them, or take the next sample.`, 'bad');
+  } else if (labelled) {
+    say('This image has a label. Yours would take its place; the older one is kept.');
+  }
+}
+
 // Submitting
+
+let submitted; // the series whose label is of this page
 
 async function submit() {
   const { labels } = await info();
@@ -80,15 +111,20 @@ async function submit() {
   const array = voxels(volume);
   checkOrder(array, volume, place);
   const known = structures(segmentation, labels);
-  const present = new Set(array);
-  present.delete(0);
-  const foreign = [...present].find(value => !known.some(([index]) => index === value));
+  const counts = new Uint32Array(256);
+  array.forEach(value => { counts[value] += 1; });
+  const present = Array.from(counts.keys()).filter(value => value && counts[value]);
+  const foreign = present.find(value => !known.some(([index]) => index === value));
   if (foreign !== undefined) {
     const name = segmentation.segments?.[foreign]?.label ?? `segment ${foreign}`;
     throw new Failure(`The drawing holds '${name}', a label can hold ${labels.join(', ')}: run their segmentation.`);
   }
   const empty = 'Nothing is drawn. Submit a label that says that none of the structures is in this image?';
-  if (!present.size && !window.confirm(empty)) {
+  if (!present.length && !window.confirm(empty)) {
+    throw new Failure('Nothing was submitted.');
+  }
+  const isTheirs = (await hold(series)).labelled && submitted !== series;
+  if (isTheirs && !window.confirm('This image has a label. Put yours in its place? The older one is kept.')) {
     throw new Failure('Nothing was submitted.');
   }
   say('Submitting …');
@@ -104,6 +140,7 @@ async function submit() {
     isDrawn = true;
     throw error;
   }
+  submitted = series;
   const count = await ask('GET', 'datastore/').catch(() => undefined);
   const sum = count ? `: ${count.completed} of ${count.total} images are labelled` : '';
   say(`Label counted${sum}.`, 'good');
@@ -120,6 +157,19 @@ function checkOrder(array, volume, place) {
   if (!isExpected || array.length !== columns * rows * slices) {
     throw new Failure(`This release of OHIF orders its voxels in a way that the server does not know; ${INSTEAD}.`);
   }
+}
+
+/** What the committee says of the image beside the segmentation, which it makes once for both requests. */
+async function tellVolumes() {
+  const { series } = drawing();
+  const params = JSON.stringify({ client_id: CLIENT });
+  const said = await ask('POST', `infer/svgd?image=${encodeURIComponent(series)}&output=json`, asForm({ params }));
+  const ml = value => value.toFixed(2);
+  const volumes = Object.entries(said.volumes).map(
+    ([name, one]) => `${name} ${ml(one.ml)} ml (${ml(one.lowest)} to ${ml(one.highest)})`,
+  );
+  const isUnlike = said.unlike_labelled?.unlike;
+  say(`${volumes.join(', ')}.${isUnlike ? ` ${said.unlike_labelled.words}` : ''}`, isUnlike ? 'bad' : '');
 }
 
 // The next sample

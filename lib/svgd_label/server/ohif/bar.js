@@ -6,6 +6,13 @@ const panel = () => document.querySelector('.monaiLabelPanel');
 const isConnected = () => Boolean(panel()?.querySelector('.tabs'));
 
 function onClick(event) {
+  if (isDrawn && event.target.closest?.('[data-cy=return-to-work-list]')) {
+    // OHIF would change its page without loading one, of which the browser would not ask.
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    location.assign(`${SERVER}ohif/`);
+    return;
+  }
   const button = event.target.closest?.('.monaiLabelPanel button');
   if (button?.textContent.trim() === 'Next Sample') {
     // The panel would ask for 'random' whatever its drop-down shows, and show the study's first series.
@@ -18,6 +25,27 @@ function onClick(event) {
     say('The panel is connected with this server.');
   } else if (button?.closest('.settingsTable, .modelSelector') && isConnected()) {
     attempt(keep); // what is drawn is about to be replaced
+    if (button.closest('.modelSelector')) {
+      attempt(tellVolumes);
+    }
+  }
+}
+
+let isReturning = false;
+/** The browser's "Back" to a page of OHIF that is shown without loading one: asked for here. */
+function onPopState(event) {
+  if (isReturning) {
+    isReturning = false;
+    event.stopImmediatePropagation();
+  } else if (isDrawn && !isOpen()) {
+    event.stopImmediatePropagation();
+    if (window.confirm('Leave without submitting what you have drawn?')) {
+      isDrawn = false;
+      location.reload();
+    } else {
+      isReturning = true;
+      history.forward();
+    }
   }
 }
 
@@ -174,6 +202,9 @@ let opened = 0;
 let paintAt = 0;
 /** Keeps the bar in step with OHIF, which tells nobody of its changes of page, tool or segment. */
 async function follow() {
+  if (isReturning) {
+    return;
+  }
   bar.all.hidden = !isOpen();
   if (bar.all.hidden) {
     opened = paintAt = undoable.length = 0;
@@ -223,6 +254,7 @@ function greet() {
   const sides = volume.dimensions.map((n, i) => n * volume.spacing[i]);
   bar.size.value = Math.min(...sides) / 15;
   resize();
+  attempt(() => takeHold(series));
 }
 
 /** The colours of the DICOM SEGs that the server makes: by the structure's place in the task. */
@@ -264,4 +296,5 @@ function start() {
   again();
 }
 
+window.addEventListener('popstate', onPopState, true); // before OHIF's own
 document.addEventListener('DOMContentLoaded', start);

@@ -104,7 +104,7 @@ function drawing() {
   return { segmentation, volume, series, place };
 }
 
-const voxels = volume => Uint8Array.from(volume.voxelManager.getCompleteScalarDataArray());
+const voxels = volume => new Uint8Array(volume.voxelManager.getCompleteScalarDataArray());
 
 /** Replaces what a segmentation holds, and shows it. */
 function put(segmentation, volume, array) {

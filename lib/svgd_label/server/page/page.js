@@ -66,11 +66,12 @@ async function refresh() {
     pause = document.hidden ? PAUSES.hidden : state.training.running ? PAUSES.training : PAUSES.idle;
   } catch (error) {
     if (mine !== asked) return;
-    if (error instanceof TypeError) {
-      say("The server does not answer. It is asked again.");
+    if (error instanceof TypeError || error instanceof SyntaxError) {
+      const isOther = error instanceof SyntaxError; // a proxy's page, such as its login
+      say(isOther ? "Something else than the server answers: load this page anew." : "The server does not answer. It is asked again.");
       $("notice").dataset.outage = "yes";
     } else if (error instanceof Refused) {
-      say(error.message);
+      if (error.message) say(error.message);
       if (!$("login").hidden) return; // nothing to ask for without a token
     } else throw error;
   }
@@ -143,7 +144,9 @@ function show() {
 }
 
 function ohifAddress(image) {
-  return state.ohif && image.study ? `../ohif/monai-label?StudyInstanceUIDs=${encodeURIComponent(image.study)}` : null;
+  // An image's id is its series; the study alone would open at its first one.
+  const query = `SeriesInstanceUIDs=${encodeURIComponent(image.image)}&StudyInstanceUIDs=${encodeURIComponent(image.study)}`;
+  return state.ohif && image.study ? `../ohif/monai-label?${query}` : null;
 }
 
 function showNext(image) {
@@ -178,6 +181,7 @@ function showTraining(training) {
     done: `The last training made ${version}${training.ended ? `, ${when(training.ended)}` : ""}.`,
     failed: `The last training failed: ${training.error}`,
     stopped: `The training of ${version} was stopped. The committee before it stays in use.`,
+    unscored: `The last training made ${version}, but was stopped while that scored the images: it goes on after the next saved label.`,
   };
   let sentence = sentences[training.status] ?? training.status;
   if (training.scoring) sentence += " The images are being scored.";

@@ -43,6 +43,10 @@ def training(trainer: SVGDTrainer, auto_train: AutoTrain) -> dict[str, Any]:
     """How the running training, or else the last one, stands."""
     stats, running = trainer.stats(), is_running("train")
     status = stats.get("status", "never")
+    if status in ("training", "scoring") and not running:
+        status = "stopped"  # its number may be another process's by now
+    if status == "stopped" and (trainer.committees.pool.model_version() or 0) >= stats["version"]:
+        status = "unscored"
     if running and status not in ("training", "scoring"):
         status = "starting"  # its process is still being loaded, and the statistics are the last training's
     shown = ("version", "step", "steps", "loss", "best_metric", "seconds_left", "ended", "error")

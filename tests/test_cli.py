@@ -34,7 +34,7 @@ def test_strategies_are_listed_with_their_sources() -> None:
         assert strategy.source in listed
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.splitlines() if line.startswith("│")]
     assert [row[:3] for row in rows] == [
-        [name, ", ".join(alias for alias, of in ALIASES.items() if of == name), "yes" if rule.keeps_labelled else "no"]
+        [name, ", ".join(alias for alias, of in ALIASES.items() if of == name), f"{rule.repeat:.0%}"]
         for name, rule in STRATEGIES.items()
     ]
 

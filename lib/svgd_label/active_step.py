@@ -97,7 +97,7 @@ def score_pool(
     try:
         ranking = refresh_ranking(pool, task, version=version, strategy=strategy, seed=seed)
         result.pool = len(ranking)
-        result.acquisition = pool.acquire(version, strategy.name, task.queries, repeat=strategy.keeps_labelled)
+        result.acquisition = pool.acquire(version, strategy.name, task.queries, repeat=strategy.repeat)
     except (OutdatedVersion, ValueError) as error:  # another run, for a newer version, has ranked in between
         logger.info("scoring for version %d ends: %s", version, error)
     return result

@@ -81,10 +81,10 @@ def strategies() -> None:
     """List the query strategies with their sources."""
     from svgd_label.acquisition import ALIASES, STRATEGIES
 
-    table = Table("name", "alias", "labelled images stay", "source")
+    table = Table("name", "alias", "of labelled images", "source")
     for strategy in STRATEGIES.values():
         alias = ", ".join(alias for alias, name in ALIASES.items() if name == strategy.name)
-        table.add_row(strategy.name, alias, "yes" if strategy.keeps_labelled else "no", strategy.source)
+        table.add_row(strategy.name, alias, f"{strategy.repeat:.0%}", strategy.source)
     Console().print(table)
 
 

@@ -13,7 +13,7 @@ from tests.dicom.store import Open, instances, label_map, load, save, state
 from svgd_label.images import geometry
 from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
-from svgd_label.server.dicom.segmentation import Origin, make_segmentation
+from svgd_label.server.dicom.segmentation import MAKER, Origin, make_segmentation
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +25,9 @@ def store_theirs(
     labels: NDArray[np.uint8],
     names: tuple[str, ...],
     written: str = "20990101",
+    maker: str = "Other",
 ) -> None:
-    """A SEG as another program writes it."""
+    """A SEG as another program writes it, or this one for another task."""
     folder = Path(store.get_image_uri(image))
     theirs = make_segmentation(
         folder,
@@ -37,7 +38,7 @@ def store_theirs(
         instance_uid=generate_uid(),
         origin=Origin("other", None, None, False),
     )
-    theirs.Manufacturer = theirs.ManufacturerModelName = "Other"
+    theirs.Manufacturer = theirs.ManufacturerModelName = maker
     theirs.ContentDate = written
     store.server.store(theirs)
 
@@ -116,6 +117,17 @@ def test_where_all_state_was_lost_the_labels_are_those_that_were_sent(
         np.asarray(nibabel.load(again.get_label_uri(uid, "final")).dataobj), label_map(again, uid, 2)
     )
     assert len(instances(orthanc)) == 2, "nothing is sent back"
+
+
+def test_a_label_of_another_task_on_the_same_server_is_none_of_this_one(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    # Its only structure is one of this task's, which would take it for a label that lacks the others.
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",), maker=MAKER)
+    store.mirror.synchronise()
+    assert store.get_labeled_images() == []
 
 
 def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_waits_for_it(

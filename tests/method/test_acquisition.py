@@ -105,7 +105,7 @@ def test_labelled_images_stay_for_the_papers_rule_and_leave_for_the_others() -> 
     pool = candidates("abc", labelled="a", entropy=[3.0, 1.0, 2.0], mutual_information=[0.0, 0.0, 0.0])
     assert order("entropy_mi", pool) == "acb"
     assert order("entropy_mi_delete", pool) == "cb"
-    assert {name for name, entry in STRATEGIES.items() if entry.keeps_labelled} == KEEPING
+    assert {name for name, entry in STRATEGIES.items() if entry.repeat} == KEEPING
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -100,7 +100,7 @@ def test_a_new_label_leaves_the_others_in_their_order_and_a_new_version_does_not
     before = ranked(1)
     assert len({ranked(1, seed) for seed in range(8)}) > 1
     assert ranked(1) == before
-    pool.acquire(1, name, 2, repeat=False)
+    pool.acquire(1, name, 2, repeat=0.0)
     pool.label_saved(before[2])
     assert ranked(1) == before.replace(before[2], "")
     noise = [seen(pool, tiny, 1).gumbel]
@@ -119,6 +119,6 @@ def test_coreset_starts_from_what_is_labelled(pool: Pool, tiny: Task) -> None:
         pool.label_saved(image)
     ranking = refresh_ranking(pool, tiny, version=1, strategy=strategy("coreset"), seed=0)
     assert [image for image, _ in ranking] == ["e", "c", "b", "d"]
-    repeating = replace(strategy("coreset"), keeps_labelled=True)
+    repeating = replace(strategy("coreset"), repeat=1.0)
     ranking = refresh_ranking(pool, tiny, version=1, strategy=repeating, seed=0)
     assert [image for image, _ in ranking] == ["e", "c", "b", "d", "a", "f"]

@@ -164,7 +164,7 @@ def test_no_stage_walks_over_labelled_images(
     add_images(images[:-30])
     pool.labels_found(images[:-30])
     pool.replace_ranking(1, [RankingRow(image) for image in images])
-    pool.acquire(1, "random", 5, repeat=False)
+    pool.acquire(1, "random", 5, repeat=0.0)
     pool.labels_found(pool.queue())
     assert steps("ben") < 2 * few
 

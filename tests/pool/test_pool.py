@@ -113,8 +113,19 @@ def test_a_full_frequency_is_passed_over(pool: Pool) -> None:
 def test_strategies_that_labelled_images_leave_do_not_repeat(pool: Pool) -> None:
     pool.label_saved("a")
     rank(pool, 1, "abc")
-    assert pool.acquire(1, "random", 2, repeat=False).annotated == ["b", "c"]
+    assert pool.acquire(1, "random", 2, repeat=0.0).annotated == ["b", "c"]
     assert frequencies(pool) == {"a": 1}
+
+
+def test_labelled_images_have_their_share_of_the_picks_and_no_more(pool: Pool) -> None:
+    for image in "abd":
+        pool.label_saved(image)
+    rank(pool, 1, "abcde")
+    taken = pool.acquire(1, "entropy_mi", 3, repeat=0.5)
+    assert (taken.picks, taken.annotated, taken.repeated) == (["a", "c", "e"], ["c", "e"], ["a"])
+    assert set(taken.scores) == {"a", "c", "e"}
+    rank(pool, 2, "abcde")
+    assert pool.acquire(2, "entropy_mi", 4, repeat=0.5).picks == ["a", "b", "c", "e"]
 
 
 def test_older_versions_cannot_undo_newer_ones(pool: Pool) -> None:

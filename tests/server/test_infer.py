@@ -1,6 +1,7 @@
 """What the two inference tasks answer: files on the image's grid, what is said beside them, and refusals."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,18 @@ def test_both_tasks_and_a_second_request_share_one_pass(committees: Committees, 
     for (values, said), (values_again, said_again) in zip(first, again, strict=True):
         np.testing.assert_array_equal(values, values_again)
         assert said == said_again
+
+
+def test_two_requests_at_once_share_one_pass(committees: Committees, studies: Path) -> None:
+    current = committees.current()
+    assert current is not None
+    passes: list[object] = []
+    current.committee.particles[0].register_forward_hook(lambda *_: passes.append(None))
+    with ThreadPoolExecutor(2) as executor, committees.lock:
+        asked = [executor.submit(committees.segment, str(studies / "a.nii.gz")) for _ in range(2)]
+        wait(asked, timeout=1)  # both have found nothing and stand before the lock
+    assert all(answer.result() for answer in asked)
+    assert len(passes) == 1
 
 
 def test_an_image_is_compared_with_the_labelled_ones_once_ten_are_scored(committees: Committees, studies: Path) -> None:

@@ -104,11 +104,20 @@ def test_the_state_holds_curve_history_and_counts(client: TestClient) -> None:
     assert not state["training"]["running"]
 
 
-def test_a_training_that_was_stopped_while_it_scored_has_made_its_model(client: TestClient, pool: Pool) -> None:
-    for version, status in ((1, "unscored"), (2, "stopped")):
-        stats = {"version": version, "status": "scoring", "process": 2**30}
-        (pool.database.folder / "train_stats.json").write_text(json.dumps(stats))
-        assert client.get("/svgd/state").json()["training"]["status"] == status
+def test_a_training_that_was_stopped_while_it_scored_has_made_its_model(
+    client: TestClient, pool: Pool, tmp_path: Path
+) -> None:
+    def status() -> str:
+        return str(client.get("/svgd/state").json()["training"]["status"])
+
+    stats = {"version": 2, "status": "scoring", "process": 2**30}
+    (pool.database.folder / "train_stats.json").write_text(json.dumps(stats))
+    assert status() == "stopped"
+    pool.publish(2, tmp_path / "2.pt", {})
+    assert status() == "unscored"
+    pool.replace_ranking(2, [RankingRow(image) for image in ODD])
+    pool.acquire(2, "entropy_mi", 4)
+    assert status() == "done"
 
 
 def test_the_table_is_asked_for_by_column_status_and_text(client: TestClient) -> None:
@@ -299,9 +308,9 @@ def test_an_image_is_held_and_a_second_annotator_is_told_so(study: Server) -> No
         return answer.json()
 
     free = "phantom_03"
-    assert hold("ann", free) == {"held_by": None, "labelled": False}
-    assert hold("bob", free) == {"held_by": "ann", "labelled": False}
-    assert hold("bob", "phantom_01") == {"held_by": None, "labelled": True}
+    assert hold("ann", free) == {"held_by": None, "labelled": False, "version": None}
+    assert hold("bob", free) == {"held_by": "ann", "labelled": False, "version": None}
+    assert hold("bob", "phantom_01") == {"held_by": None, "labelled": True, "version": None}
     unknown = requests.post(f"{study.address}/svgd/hold", params={"image": "none"}, json={}, timeout=60)
     assert unknown.status_code == 404
 

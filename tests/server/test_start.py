@@ -164,18 +164,6 @@ def test_an_open_address_is_warned_of(checkout: Path, tmp_path: Path) -> None:
     assert "everybody" not in prepare(str(tmp_path)).welcome
 
 
-@pytest.mark.parametrize(("task", "modality"), [("hippocampus", "MR"), ("sarcoma_ct", "CT")])
-def test_a_dicom_server_is_asked_for_the_series_of_the_tasks_modality(
-    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, modality: str
-) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.delenv(start.FILTER, raising=False)
-    address = "http://127.0.0.1:1/dicom-web"
-    assert json.loads(prepare(address, task).environment[start.FILTER]) == {"Modality": modality}
-    monkeypatch.setenv(start.FILTER, "{}")
-    assert start.FILTER not in prepare(address, task).environment, "a setting counts for more"
-
-
 def test_other_web_pages_are_kept_out_until_the_setting_lets_them_in(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ page.on('pageerror', error => errors.push(error.message));
 const asked = []; // what the page has asked; it is agreed to unless a test says otherwise
 globalThis.agreeing = true;
 page.on('dialog', dialog => {
-  asked.push(dialog.message());
+  asked.push(`${dialog.type()} ${dialog.message()}`);
   return globalThis.agreeing ? dialog.accept() : dialog.dismiss();
 });
 // The two web fonts that OHIF asks for; without internet it goes on with others.

@@ -62,7 +62,7 @@ def rank(chosen: QueryStrategy, candidates: Candidates) -> list[tuple[str, float
             raise ValueError(f"the images cannot be ranked: their {name} holds NaN or infinite values")
     by_id = np.array(sorted(range(len(candidates)), key=candidates.images.__getitem__), dtype=np.intp)
     labelled = candidates.labelled[by_id]
-    pool = candidates.select(by_id if chosen.keeps_labelled else by_id[~labelled])
+    pool = candidates.select(by_id if chosen.repeat else by_id[~labelled])
     if len(pool) == 0:
         return []
     scores = chosen.score(pool, candidates.select(by_id[labelled]))

@@ -64,8 +64,11 @@ class QueryStrategy:
     """Where it comes from, for people."""
     score: Callable[[Candidates, Candidates], Vector]
     """(the pool by id, the labelled images in it or not) -> (N,) finite scores; the greatest is asked first."""
-    keeps_labelled: bool
-    """Whether labelled images stay in the pool, so that those still unsure are trained on more often."""
+    repeat: float
+    """The share of a step's picks that labelled images may have, so that those still unsure are trained on more often.
+
+    1 as in the paper; with 0 labelled images leave the pool.
+    """
 
 
 def min_max(values: Vector) -> Vector:

@@ -30,6 +30,6 @@ STRATEGIES = (
         "clasp_pe",
         "our volume-level adaptation of ClaSP PE; Lüth et al., TMLR 2026, arXiv:2601.13677",
         score,
-        keeps_labelled=False,
+        repeat=0.0,
     ),
 )

@@ -17,6 +17,6 @@ STRATEGIES = (
         "coreset",
         "k-centre greedy on features; Sener and Savarese, ICLR 2018, arXiv:1708.00489",
         score,
-        keeps_labelled=False,
+        repeat=0.0,
     ),
 )

@@ -7,6 +7,6 @@ STRATEGIES = (
         "entropy",
         "entropy of the particle average; Nath et al., IEEE TMI 2020, without mutual information",
         lambda candidates, _: candidates.entropy,
-        keeps_labelled=True,
+        repeat=1.0,
     ),
 )

@@ -14,6 +14,6 @@ def score(candidates: Candidates, _: Candidates) -> Vector:
 SOURCE = "Nath et al., IEEE TMI 2020, arXiv:2101.02323"
 
 STRATEGIES = (
-    QueryStrategy("entropy_mi", SOURCE, score, keeps_labelled=True),
-    QueryStrategy("entropy_mi_delete", f"{SOURCE}; labelled images leave the pool", score, keeps_labelled=False),
+    QueryStrategy("entropy_mi", SOURCE, score, repeat=1.0),
+    QueryStrategy("entropy_mi_delete", f"{SOURCE}; labelled images leave the pool", score, repeat=0.0),
 )

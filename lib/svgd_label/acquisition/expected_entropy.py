@@ -7,6 +7,6 @@ STRATEGIES = (
         "expected_entropy",
         "mean entropy of the single particles; the other reading of Nath et al., IEEE TMI 2020",
         lambda candidates, _: candidates.expected_entropy,
-        keeps_labelled=True,
+        repeat=1.0,
     ),
 )

@@ -7,6 +7,6 @@ STRATEGIES = (
         "jsd",
         "Kuo et al., MICCAI 2018; the same quantity as BALD, Houlsby et al. 2011, arXiv:1112.5745",
         lambda candidates, _: candidates.jsd,
-        keeps_labelled=True,
+        repeat=1.0,
     ),
 )

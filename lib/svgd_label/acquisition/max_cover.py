@@ -44,6 +44,6 @@ STRATEGIES = (
         "max_cover",
         "Suggestive Annotation, greedy maximum set cover; Yang et al., MICCAI 2017, arXiv:1706.04737",
         score,
-        keeps_labelled=False,
+        repeat=0.0,
     ),
 )

@@ -16,6 +16,6 @@ STRATEGIES = (
         "power_noise",
         "PowerBALD, stochastic batch acquisition; Kirsch et al., TMLR 2023, arXiv:2106.12059",
         score,
-        keeps_labelled=False,
+        repeat=0.0,
     ),
 )

@@ -2,4 +2,4 @@
 
 from svgd_label.acquisition.candidates import QueryStrategy
 
-STRATEGIES = (QueryStrategy("random", "baseline", lambda candidates, _: candidates.gumbel[:, 0], keeps_labelled=False),)
+STRATEGIES = (QueryStrategy("random", "baseline", lambda candidates, _: candidates.gumbel[:, 0], repeat=0.0),)

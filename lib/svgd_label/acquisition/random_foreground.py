@@ -12,7 +12,5 @@ def score(candidates: Candidates, _: Candidates) -> Vector:
 
 
 STRATEGIES = (
-    QueryStrategy(
-        "random_foreground", "baseline: random, weighted by the predicted foreground", score, keeps_labelled=False
-    ),
+    QueryStrategy("random_foreground", "baseline: random, weighted by the predicted foreground", score, repeat=0.0),
 )

@@ -32,8 +32,8 @@ class Arm(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)]
     strategy: str
-    repeat: bool | None = None
-    """Whether labelled images stay in the pool; None: as the strategy has it."""
+    repeat: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The share of a step's picks that labelled images may have, or false for none; None: as the strategy has it."""
     task: dict[str, Any] = {}
     """Fields of the task in place of the experiment's, as ``{warm_start: false}``."""
 

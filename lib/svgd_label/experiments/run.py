@@ -195,7 +195,7 @@ class Run:
         """The query strategy of an arm."""
         given = self.config["arms"][arm]
         strategy = acquisition.strategy(given["strategy"])
-        return strategy if given["repeat"] is None else replace(strategy, keeps_labelled=given["repeat"])
+        return strategy if given["repeat"] is None else replace(strategy, repeat=given["repeat"])
 
     def initial_labels(self, seed: int) -> list[str]:
         """What is labelled at the start, by id: drawn by the seed, the same for all arms."""

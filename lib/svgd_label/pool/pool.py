@@ -224,7 +224,7 @@ class Pool(Scores):
             connection.execute("DELETE FROM scores WHERE version < ?", (version,))
             self.database.set("ranking_version", str(version))
 
-    def acquire(self, version: int, strategy: str, queries: int, *, repeat: bool = True) -> Acquisition:
+    def acquire(self, version: int, strategy: str, queries: int, *, repeat: float = 1.0) -> Acquisition:
         """One active step over the ranking: labelled picks gain one in frequency, the others become the queue.
 
         A second call for one version changes nothing and returns what the first did.
@@ -234,7 +234,7 @@ class Pool(Scores):
             version: the model version whose ranking is in place.
             strategy: name that goes into the history.
             queries: number of images to pick.
-            repeat: False for a strategy that labelled images leave: they are passed over.
+            repeat: the share of the picks that labelled images may have, rounded down; those beyond it are passed over.
 
         Raises:
             OutdatedVersion: a newer version has acquired.
@@ -249,12 +249,22 @@ class Pool(Scores):
                 raise OutdatedVersion(f"version {last} has acquired; {version} is too old")
             if self.ranking_version() != version:
                 raise ValueError(f"the ranking is of version {self.ranking_version()}, not of {version}")
-            chosen = connection.execute(
+            ranked = connection.execute(
                 "SELECT image, labelled, score, entropy, mutual_information "
                 f"FROM images LEFT JOIN ranking USING (image) WHERE rank IS NOT NULL AND {_IN_POOL} "
-                "AND (labelled = 0 OR (:repeat AND frequency < :most)) ORDER BY rank LIMIT :queries",
-                {"repeat": repeat, "most": self._max_frequency, "queries": queries},
-            ).fetchall()
+                "AND (labelled = 0 OR frequency < ?) ORDER BY rank",
+                (self._max_frequency,),
+            )
+            chosen: list[sqlite3.Row] = []
+            repeats = int(repeat * queries)
+            for row in ranked:
+                if len(chosen) == queries:
+                    break
+                if row["labelled"]:
+                    if not repeats:
+                        continue
+                    repeats -= 1
+                chosen.append(row)
             annotated = [row["image"] for row in chosen if not row["labelled"]]
             repeated = [row["image"] for row in chosen if row["labelled"]]
             connection.executemany(

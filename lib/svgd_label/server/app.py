@@ -117,10 +117,16 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             return SafeDatastore(self.studies, **common)
         return DicomDatastore(
             self._dicom,
-            settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
+            self._search_filter(),
             pause=min(LOOK_SECONDS, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY),
             **common,
         )
+
+    def _search_filter(self) -> dict[str, Any]:
+        """Which series are images: those of the task's modality, or as the setting says where somebody has set it."""
+        name, chosen = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER", settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
+        is_stock = chosen == type(settings).model_fields[name].default  # which start_server writes into its environment
+        return {"Modality": self.task.modality} if self.task.modality and is_stock else dict(chosen)
 
     def init_infers(self) -> dict[str, InferTask]:
         """The pre-segmentation first, because viewers preselect the first; where it is in doubt."""
@@ -175,7 +181,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         self._ranking.do(self._refresh)
         if versions := self._datastore.labels.versions(image_id):  # none of what is saved as a pre-segmentation
             self._comparing.do(functools.partial(self._compare, versions[-1]))
-        self._folder.do(self._catch_up)  # where a training was stopped before its committee had scored everything
+        self._folder.do(self._score_the_rest)  # where a training was stopped before its committee had scored all
         self.auto_train.consider()
 
     def on_flag(self, image: str) -> None:
@@ -215,16 +221,21 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """Images came or went, or labels other than by a save."""
         if self._server_mode:
             self._ranking.do(self._refresh)
-            self._catch_up()
+            if self.pool.ranking_version() is None:
+                write_first_order(self.pool, self.task, paths(self._datastore, self.pool))
+            self._score_what_is_left()
             self.auto_train.consider()
 
-    def _catch_up(self) -> None:
-        """The order before scores, and a scoring run where the newest version has not scored everything."""
-        if self.pool.ranking_version() is None:
-            write_first_order(self.pool, self.task, paths(self._datastore, self.pool))
+    def _score_the_rest(self) -> None:
+        """As the next, unless a training runs, which scores by itself."""
+        if not is_running("train"):
+            self._score_what_is_left()
+
+    def _score_what_is_left(self) -> None:
+        """A scoring run where the newest version has not scored everything."""
         version = self.pool.model_version()
-        if version is None or is_running("train") or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
-            return  # a training scores everything itself
+        if version is None or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
+            return
         unscored = not self.pool.is_limited(version) and set(self.pool.pool_images()) - self.pool.scored_images(version)
         acquired = any(step.version >= version for step in self.pool.acquisitions())
         if self.pool.ranking_version() != version or unscored or not acquired:

@@ -89,14 +89,21 @@ class Committees:
         """
         wanted = self.pool.model_version() if version is None else version
         content = fingerprint(Path(path))
-        if wanted is not None and (known := self._proposals.get((path, content, wanted))) is not None:
-            return wanted, known
+
+        def known() -> tuple[int, Segmentation] | None:
+            found = None if wanted is None else self._proposals.get((path, content, wanted))
+            return None if wanted is None or found is None else (wanted, found)
+
+        if (proposed := known()) is not None:  # without waiting for another image's turn
+            return proposed
         with self.lock:
+            if (proposed := known()) is not None:
+                return proposed
             current = self.current()
             if current is None or version not in (None, current.version):
                 return None
             found = segment(self.task, current.committee, path)
-        self._proposals.put((path, content, current.version), found)
+            self._proposals.put((path, content, current.version), found)
         return current.version, found
 
     def read_newest(self) -> Checkpoint | None:

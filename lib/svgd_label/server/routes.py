@@ -99,15 +99,16 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
 
 @router.post("/svgd/hold")
 def hold(image: str, request: Request, params: Parameters = None, user: User = _annotator) -> dict[str, Any]:
-    """Takes or renews the client's lease of an image that nobody else holds; says who does, and if it has a label."""
-    pool, client = app_instance().pool, _client(request, guards.client_parameters(params), user)
+    """Takes or renews the client's lease of an image that nobody else holds; says who does, and of its label."""
+    app, client = app_instance(), _client(request, guards.client_parameters(params), user)
     with storing():
-        pool.touch(plain_image(image), client)
-        state = pool.image_state(image)
+        app.pool.touch(plain_image(image), client)
+        state = app.pool.image_state(image)
     if not state:
         raise unknown_image(image)
     holder = state["leased_by"]
-    return {"held_by": None if holder == client else holder, "labelled": state["labelled"]}
+    version = app.datastore().saved_label(image, FINAL)["version"]
+    return {"held_by": None if holder == client else holder, "labelled": state["labelled"], "version": version}
 
 
 @router.post("/svgd/flag")

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import typer
@@ -19,15 +18,11 @@ import typer
 from svgd_label.errors import UserError
 from svgd_label.server.dicom.address import is_web, read_address
 
-if TYPE_CHECKING:
-    from svgd_label.tasks import Task
-
 ROOT = Path(__file__).parents[3]
 """The checkout: the app and the sample data stand beside the package's source."""
 PYTHON = (3, 11)
 NEEDED_MB = 500
 CORS = "MONAI_LABEL_CORS_ORIGINS"
-FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 
 
 class StartError(UserError):
@@ -98,9 +93,7 @@ def prepare(studies: str | None, task: str | None, *, host: str, port: int, conf
         place = str(_check_folder(studies))
     task = task or conf.get("task") or ("sample" if studies is None else "hippocampus")
     chosen = {**conf, "task": task}
-    modality = _check_settings(chosen, place).modality
-    if is_web(place) and modality and FILTER not in os.environ:
-        environment[FILTER] = json.dumps({"Modality": modality})
+    _check_settings(chosen, place)
     arguments = ["start_server", "--app", str(ROOT / "apps" / "svgd"), "--studies", place]
     arguments += ["--host", host, "--port", str(port)]
     for key, value in chosen.items():
@@ -164,15 +157,14 @@ def _check_space(folder: Path) -> None:
         raise StartError(f"{folder}: only {free} MB are free on its disk, {NEEDED_MB} MB are needed; make room there")
 
 
-def _check_settings(conf: Mapping[str, str], studies: str) -> "Task":
+def _check_settings(conf: Mapping[str, str], studies: str) -> None:
     from svgd_label.server.conf import Conf  # brings torch: after the checks that take no time
 
     settings = Conf.read(dict(conf))
-    task = settings.load_task()
+    settings.load_task()
     if is_web(studies):
         state = settings.state_folder(studies)
         _check_space(next(folder for folder in (state, *state.parents) if folder.exists()))
-    return task
 
 
 def _sample_study(folder: Path) -> Path:

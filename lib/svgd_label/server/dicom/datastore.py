@@ -53,7 +53,7 @@ class DicomDatastore(SafeDatastore):
             pause=pause,
             on_change=on_change,
             on_answer=self.outbox.retry,
-            look_further=Takeover(server, self, on_change).look,
+            look_further=Takeover(server, self._task.name, self, on_change).look,
         )
 
     def start(self) -> None:

@@ -16,9 +16,10 @@ import requests
 import typer
 from pydicom.misc import is_dicom
 
-from svgd_label.server.start import FILTER, ROOT, StartError
+from svgd_label.server.start import ROOT, StartError
 from svgd_label.server.start import serve as serve_studies
 
+FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 _PLUGINS = (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc"), Path("/usr/local/share/orthanc/plugins"))
 _INSTALL = "install the Debian packages with 'apt-get install orthanc orthanc-dicomweb', or use compose.yaml"
 _START_SECONDS = 60.0
@@ -45,14 +46,15 @@ def serve(
         StartError: one sentence; Orthanc has then been ended.
     """
     from svgd_label.server.start import prepare
+    from svgd_label.tasks import load_task
 
     orthanc = Orthanc(ROOT / "studies" / "orthanc", dicom_port)
-    # What is wrong is said before anything starts.
-    start = prepare(orthanc.url, task, host=host, port=port, conf=conf or {})
+    prepare(orthanc.url, task, host=host, port=port, conf=conf or {})  # what is wrong is said before anything starts
+    named = load_task(task or (conf or {}).get("task") or "hippocampus").modality
     with orthanc.running():
         if dicom is not None:
             typer.echo(f"{orthanc.load(dicom)} DICOM files of {dicom} are on the server.")
-        if FILTER not in os.environ | start.environment and (modality := orthanc.first_modality()):
+        if FILTER not in os.environ and not named and (modality := orthanc.first_modality()):
             os.environ[FILTER] = json.dumps({"Modality": modality})
             typer.echo(f"The images are its {modality} series; the task's field 'modality' would name others.")
         serve_studies(orthanc.url, task, host=host, port=port, conf=conf)

@@ -127,8 +127,13 @@ def make_segmentation(
 
 
 def is_ours(instance: Dataset) -> bool:
-    """Whether a SEG was made here; such a one is never read back."""
+    """Whether a SEG was made by this app."""
     return str(instance.get("ManufacturerModelName", "")) == MAKER
+
+
+def is_of_task(instance: Dataset, task: str) -> bool:
+    """Whether a SEG of ours holds a label of this task: others may share its structures' names, and lack some."""
+    return str(instance.get("SeriesDescription", "")).startswith(f"{MAKER} {task} "[:64])
 
 
 def referenced_series(segmentation: Dataset) -> str | None:

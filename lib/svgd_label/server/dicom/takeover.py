@@ -15,7 +15,13 @@ from svgd_label.images import geometry
 from svgd_label.labels import ConvertedLabel, write_label
 from svgd_label.pool import FINAL
 from svgd_label.server.datastore import SafeDatastore
-from svgd_label.server.dicom.segmentation import SegmentationError, is_ours, read_segmentation, referenced_series
+from svgd_label.server.dicom.segmentation import (
+    SegmentationError,
+    is_of_task,
+    is_ours,
+    read_segmentation,
+    referenced_series,
+)
 from svgd_label.server.dicom.web import DicomServer, Series, ServerError
 
 logger = logging.getLogger(__name__)
@@ -27,17 +33,19 @@ class Takeover:
     """Looks for SEG series that were not there before and show a mirrored series.
 
     Each is looked at once, and a row of ``segmentations`` says so; one of a series that is not here, when that comes.
-    One that is older than the label that is here or than another one changes nothing, and neither does one of ours
-    where the image has had a label here. Where it had none, the state was lost or is another: it is taken over.
+    One that is older than the label that is here or than another one changes nothing. One of ours does only where it is
+    of this task and the image never had a label here: then the state was lost, or is another.
 
     Args:
         server: who is asked.
+        task: name of the task.
         store: where a label goes, through the same checks as an upload.
         on_label: called after labels were taken over.
     """
 
-    def __init__(self, server: DicomServer, store: SafeDatastore, on_label: Callable[[], None]) -> None:
+    def __init__(self, server: DicomServer, task: str, store: SafeDatastore, on_label: Callable[[], None]) -> None:
         self._server = server
+        self._task = task
         self._store = store
         self._database = store.pool.database
         self._on_label = on_label
@@ -56,7 +64,7 @@ class Takeover:
                 image = referenced_series(instance) or ""
                 if self._store.studies.image_path(image) is None:
                     self._elsewhere[series.uid] = image
-                elif is_ours(instance) and self._has_history(image):
+                elif is_ours(instance) and not (is_of_task(instance, self._task) and self._is_new(image)):
                     self._note(image, series, "ours")
                 else:
                     other = newest.get(image)
@@ -122,10 +130,10 @@ class Takeover:
             return True
         return False
 
-    def _has_history(self, image: str) -> bool:
-        """Whether the image has or had a label here."""
+    def _is_new(self, image: str) -> bool:
+        """Whether the image never had a label here."""
         found = self._database.connection.execute("SELECT 1 FROM label_versions WHERE image = ?", (image,)).fetchone()
-        return found is not None
+        return found is None
 
     def _note(self, image: str, series: Series, state: str, why: str | None = None) -> None:
         with self._database.transaction() as connection:

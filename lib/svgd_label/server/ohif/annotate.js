@@ -102,7 +102,7 @@ async function takeHold(series) {
 
 // Submitting
 
-let submitted; // the series whose label is of this page
+let submitted; // the series and the version of its label that this page has saved
 
 async function submit() {
   const { labels } = await info();
@@ -123,8 +123,10 @@ async function submit() {
   if (!present.length && !window.confirm(empty)) {
     throw new Failure('Nothing was submitted.');
   }
-  const isTheirs = (await hold(series)).labelled && submitted !== series;
-  if (isTheirs && !window.confirm('This image has a label. Put yours in its place? The older one is kept.')) {
+  // Where this cannot be answered, saving says why.
+  const { labelled, version } = await hold(series).catch(() => ({}));
+  const isOwn = submitted?.series === series && submitted.version === version;
+  if (labelled && !isOwn && !window.confirm('This image has a label. Put yours in its place? The older one is kept.')) {
     throw new Failure('Nothing was submitted.');
   }
   say('Submitting …');
@@ -135,12 +137,12 @@ async function submit() {
   });
   isDrawn = false; // before the answer: a stroke made meanwhile is a new one
   try {
-    await ask('PUT', `datastore/label?image=${encodeURIComponent(series)}`, form);
+    const saved = await ask('PUT', `datastore/label?image=${encodeURIComponent(series)}`, form);
+    submitted = { series, version: saved.version };
   } catch (error) {
     isDrawn = true;
     throw error;
   }
-  submitted = series;
   const count = await ask('GET', 'datastore/').catch(() => undefined);
   const sum = count ? `: ${count.completed} of ${count.total} images are labelled` : '';
   say(`Label counted${sum}.`, 'good');
@@ -163,7 +165,7 @@ function checkOrder(array, volume, place) {
 async function tellVolumes() {
   const { series } = drawing();
   const params = JSON.stringify({ client_id: CLIENT });
-  const said = await ask('POST', `infer/svgd?image=${encodeURIComponent(series)}&output=json`, asForm({ params }));
+  const said = await ask('POST', `infer/${MODEL}?image=${encodeURIComponent(series)}&output=json`, asForm({ params }));
   const ml = value => value.toFixed(2);
   const volumes = Object.entries(said.volumes).map(
     ([name, one]) => `${name} ${ml(one.ml)} ml (${ml(one.lowest)} to ${ml(one.highest)})`,

@@ -25,27 +25,24 @@ function onClick(event) {
     say('The panel is connected with this server.');
   } else if (button?.closest('.settingsTable, .modelSelector') && isConnected()) {
     attempt(keep); // what is drawn is about to be replaced
-    if (button.closest('.modelSelector')) {
+    if (button.closest('.modelSelector')?.querySelector('select')?.value === MODEL) {
       attempt(tellVolumes);
     }
   }
 }
 
-let isReturning = false;
+let here = []; // what the browser's history holds of this page
 /** The browser's "Back" to a page of OHIF that is shown without loading one: asked for here. */
 function onPopState(event) {
-  if (isReturning) {
-    isReturning = false;
-    event.stopImmediatePropagation();
-  } else if (isDrawn && !isOpen()) {
-    event.stopImmediatePropagation();
-    if (window.confirm('Leave without submitting what you have drawn?')) {
-      isDrawn = false;
-      location.reload();
-    } else {
-      isReturning = true;
-      history.forward();
-    }
+  if (!isDrawn || isOpen()) {
+    return;
+  }
+  event.stopImmediatePropagation();
+  if (window.confirm('Leave without submitting what you have drawn?')) {
+    isDrawn = false;
+    location.reload();
+  } else {
+    history.pushState(here[0], '', here[1]);
   }
 }
 
@@ -202,9 +199,6 @@ let opened = 0;
 let paintAt = 0;
 /** Keeps the bar in step with OHIF, which tells nobody of its changes of page, tool or segment. */
 async function follow() {
-  if (isReturning) {
-    return;
-  }
   bar.all.hidden = !isOpen();
   if (bar.all.hidden) {
     opened = paintAt = undoable.length = 0;
@@ -212,6 +206,7 @@ async function follow() {
     bar.segment.replaceChildren();
     return;
   }
+  here = [history.state, location.href];
   opened ||= Date.now();
   if (!window.services && Date.now() - opened > 30000) {
     throw new Failure(`This release of OHIF keeps its tools from this page; ${INSTEAD}.`);

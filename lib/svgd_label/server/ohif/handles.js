@@ -7,6 +7,7 @@
 
 const SERVER = `${location.origin}/`;
 const MODE = '/monai-label';
+const MODEL = 'svgd';
 const SEGMENTATION = '1'; // the one that MONAI Label's panel makes when it connects
 const TOOLS = { Brush: 'CircularBrush', Eraser: 'CircularEraser' };
 const INSTEAD = 'use 3D Slicer meanwhile';

@@ -45,8 +45,10 @@ def training(trainer: SVGDTrainer, auto_train: AutoTrain) -> dict[str, Any]:
     status = stats.get("status", "never")
     if status in ("training", "scoring") and not running:
         status = "stopped"  # its number may be another process's by now
-    if status == "stopped" and (trainer.committees.pool.model_version() or 0) >= stats["version"]:
-        status = "unscored"
+    pool = trainer.committees.pool
+    if status == "stopped" and (pool.model_version() or 0) >= stats["version"]:
+        acquired = [step.version for step in pool.overview.acquisitions(1)]
+        status = "done" if acquired and acquired[0] >= stats["version"] else "unscored"
     if running and status not in ("training", "scoring"):
         status = "starting"  # its process is still being loaded, and the statistics are the last training's
     shown = ("version", "step", "steps", "loss", "best_metric", "seconds_left", "ended", "error")

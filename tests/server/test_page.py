@@ -296,7 +296,7 @@ def test_a_proxys_page_in_the_place_of_an_answer_is_told_and_outlived(browser: B
     notice = "document.getElementById('notice').textContent"
     browser.run("(window.real = fetch, window.fetch = async () => new Response('<h1>Log in</h1>'), null)")
     browser.run("document.querySelector('#images th[data-column=score] button').click()")
-    browser.wait_for(f"{notice}.includes('Something else than the server answers')")
+    browser.wait_for(f"{notice}.includes('Something other than the server answers')")
     browser.run("(window.fetch = window.real, null)")
     browser.wait_for(f"{notice} === ''", seconds=30)
 

@@ -118,9 +118,10 @@ def flag(image: str, request: Request, params: Parameters = None, user: User = _
     reason = guards.client_parameters(params).get("reason") or ""
     if not isinstance(reason, str):
         raise HTTPException(400, 'reason must be a text, as in {"reason": "motion"}')
+    reason = reason.strip()[:200]
     try:
         with storing():
-            app.pool.flag(plain_image(image), reason.strip()[:200] or None)
+            app.pool.flag(plain_image(image), reason or None)
     except KeyError:
         raise unknown_image(image) from None
     logger.info("%r: the flag of %s is %r", _client(request, {}, user), image, reason or None)

@@ -68,7 +68,7 @@ async function refresh() {
     if (mine !== asked) return;
     if (error instanceof TypeError || error instanceof SyntaxError) {
       const isOther = error instanceof SyntaxError; // a proxy's page, such as its login
-      say(isOther ? "Something else than the server answers: load this page anew." : "The server does not answer. It is asked again.");
+      say(isOther ? "Something other than the server answers: load this page anew." : "The server does not answer. It is asked again.");
       $("notice").dataset.outage = "yes";
     } else if (error instanceof Refused) {
       if (error.message) say(error.message);

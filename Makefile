@@ -54,7 +54,7 @@ quick: lint
 
 e2e:
 	@$(SET_UP) e2e
-	$(IN_VENV) -m pytest tests/dicom tests/viewers tests/e2e/test_slicer.py tests/server
+	$(IN_VENV) -m pytest tests/dicom tests/viewers tests/e2e/test_slicer.py tests/server/test_page.py tests/server/test_auto_train.py
 
 soak:
 	@$(SET_UP) test

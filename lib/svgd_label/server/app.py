@@ -181,7 +181,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         self._ranking.do(self._refresh)
         if versions := self._datastore.labels.versions(image_id):  # none of what is saved as a pre-segmentation
             self._comparing.do(functools.partial(self._compare, versions[-1]))
-        self._folder.do(self._score_the_rest)  # where a training was stopped before its committee had scored all
+        if not is_running("train"):  # which scores by itself, unless it was stopped before its committee had scored all
+            self._folder.do(self._score_what_is_left)
         self.auto_train.consider()
 
     def on_flag(self, image: str) -> None:
@@ -225,11 +226,6 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
                 write_first_order(self.pool, self.task, paths(self._datastore, self.pool))
             self._score_what_is_left()
             self.auto_train.consider()
-
-    def _score_the_rest(self) -> None:
-        """As the next, unless a training runs, which scores by itself."""
-        if not is_running("train"):
-            self._score_what_is_left()
 
     def _score_what_is_left(self) -> None:
         """A scoring run where the newest version has not scored everything."""

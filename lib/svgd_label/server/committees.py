@@ -89,16 +89,13 @@ class Committees:
         """
         wanted = self.pool.model_version() if version is None else version
         content = fingerprint(Path(path))
-
-        def known() -> tuple[int, Segmentation] | None:
-            found = None if wanted is None else self._proposals.get((path, content, wanted))
-            return None if wanted is None or found is None else (wanted, found)
-
-        if (proposed := known()) is not None:  # without waiting for another image's turn
-            return proposed
+        if wanted is None:
+            return None
+        if (known := self._proposals.get((path, content, wanted))) is not None:  # without waiting for its turn
+            return wanted, known
         with self.lock:
-            if (proposed := known()) is not None:
-                return proposed
+            if (known := self._proposals.get((path, content, wanted))) is not None:
+                return wanted, known
             current = self.current()
             if current is None or version not in (None, current.version):
                 return None

@@ -133,7 +133,7 @@ def refresh_ranking(
         class_entropy=_by_class(task, found, "class_entropy"),
         volumes=_by_class(task, found, "volume_voxels"),
         features=_features(found),
-        gumbel=acquisition.gumbel_noise(usable, task.classes, seed=seed, version=version),
+        gumbel=acquisition.gumbel_noise(usable, task.classes, strategy=strategy.name, seed=seed, version=version),
         alpha=task.alpha,
         queries=task.queries,
         progress=min(1.0, steps / max(1, task.clasp_steps - 1)),

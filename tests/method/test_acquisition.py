@@ -29,7 +29,7 @@ def candidates(images: str, seed: int = 0, labelled: str = "", **known: object) 
         "class_entropy": rng.random((n, 2)),
         "volumes": rng.random((n, 2)),
         "features": rng.normal(size=(n, 4)),
-        "gumbel": gumbel_noise(images, 3, seed=seed, version=0),
+        "gumbel": gumbel_noise(images, 3, strategy="random", seed=seed, version=0),
     }
     given_columns = {name: np.array(known.pop(name), dtype=float) for name in columns if name in known}
     return Candidates(
@@ -155,15 +155,16 @@ def test_single_terms(name: str, column: str) -> None:
 # Noise
 
 
-def test_the_noise_is_standard_gumbel_and_differs_by_seed_version_image_and_column() -> None:
+def test_the_noise_is_standard_gumbel_and_differs_by_strategy_seed_version_image_and_column() -> None:
     images = [f"image_{number}" for number in range(2000)]
-    noise = gumbel_noise(images, 3, seed=7, version=2)
+    known = {"strategy": "random", "seed": 7, "version": 2}
+    noise = gumbel_noise(images, 3, **known)
     assert kstest(noise.ravel(), gumbel_r.cdf).pvalue > 0.01
     assert abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.08
-    for seed, version in ((8, 2), (7, 3), (2, 7)):
-        assert abs(np.corrcoef(noise[:, 0], gumbel_noise(images, 3, seed=seed, version=version)[:, 0])[0, 1]) < 0.08
+    for other in ({"seed": 8}, {"version": 3}, {"seed": 2, "version": 7}, {"strategy": "random_foreground"}):
+        assert abs(np.corrcoef(noise[:, 0], gumbel_noise(images, 3, **known | other)[:, 0])[0, 1]) < 0.08
     some = [5, 1999, 0]
-    assert np.array_equal(gumbel_noise([images[i] for i in some], 3, seed=7, version=2), noise[some])
+    assert np.array_equal(gumbel_noise([images[i] for i in some], 3, **known), noise[some])
 
 
 @pytest.mark.parametrize("name", ["random", "random_foreground", "power_noise", "clasp_pe"])

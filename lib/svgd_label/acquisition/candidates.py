@@ -90,13 +90,14 @@ def descending(order: Sequence[int]) -> Vector:
     return scores
 
 
-def gumbel_noise(images: Sequence[str], columns: int, *, seed: int, version: int) -> Matrix:
-    """Standard Gumbel noise (N, columns) that depends on seed, model version and an image's id alone.
+def gumbel_noise(images: Sequence[str], columns: int, *, strategy: str, seed: int, version: int) -> Matrix:
+    """Standard Gumbel noise (N, columns) that depends on strategy, seed, model version and an image's id alone.
 
-    So an image that comes or goes changes nothing for the others, and a ranking that is made again is the same.
+    So an image that comes or goes changes nothing for the others, a ranking that is made again is the same, and no
+    strategy draws what another has drawn: compared with each other, each is chance of its own.
     """
+    first = [seed, version, int.from_bytes(strategy.encode(), "big")]
     noise = [
-        np.random.default_rng([seed, version, int.from_bytes(image.encode(), "big")]).gumbel(size=columns)
-        for image in images
+        np.random.default_rng([*first, int.from_bytes(image.encode(), "big")]).gumbel(size=columns) for image in images
     ]
     return np.array(noise, dtype=np.float64).reshape(len(images), columns)

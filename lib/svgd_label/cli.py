@@ -188,7 +188,11 @@ def experiment(
     from svgd_label.experiments.run import Run
 
     listed = {"arms": arms, "seeds": seeds}
-    given = {key: [part for part in text.split(",") if part] for key, text in listed.items() if text is not None}
+    given = {
+        key: [part.strip() for part in text.split(",") if part.strip()]
+        for key, text in listed.items()
+        if text is not None
+    }
     plain = {"data": data, "split": split, "through_server": through_server}
     chosen = experiment.load_experiment(source, given | {key: value for key, value in plain.items() if value})
     planned = Run.plan(run or ROOT / "runs" / Path(source).stem, chosen)
@@ -196,8 +200,8 @@ def experiment(
     if dry_run:
         typer.echo(progress.estimate(planned, todo, workers))
         return
-    planned.begin()
     with planned.alone(), progress.followed(planned, todo, workers):
+        planned.begin()
         if ray or workers > 1:
             runner.run_on_ray(planned, todo, workers=workers, address=ray)
         else:

@@ -77,7 +77,7 @@ def run(tmp_path: Path) -> Run:
     """Six seeds of two arms, the first better by 0.02 to 0.07, and a third that stops short and is not ended once."""
     arm = {"strategy": "random", "repeat": None, "task": {}}
     names = ["entropy_mi", "random", "clasp_pe"]
-    config = {"initial": 10, "budget": 20, "seeds": [*range(6)], "arms": dict.fromkeys(names, arm)}
+    config = {"initial": 10, "budget": 20, "max_trainings": 9, "seeds": [*range(6)], "arms": dict.fromkeys(names, arm)}
     task = {"name": "tiny", "labels": ["one"], "window": [16, 16, 16]}
     data = {"folder": "/nowhere", "pool": ["a", "b", "c"], "evaluation": [f"test_{number}" for number in range(5)]}
     made = Run(tmp_path / "made", {**config, "task": task, "data": data, "split": "test"})

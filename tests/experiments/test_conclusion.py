@@ -9,8 +9,14 @@ from svgd_label.experiments.conclusion import beaten, conclude, evidence
 Difference = list[float | None] | None
 
 
-def arm(random: Difference = None, clasp_pe: Difference = None, p: dict[str, float] | None = None) -> dict[str, Any]:
-    return {"vs_random": random, "vs_random_foreground": None, "vs_clasp_pe": clasp_pe, "p_holm": p}
+def arm(
+    random: Difference = None,
+    clasp_pe: Difference = None,
+    p: dict[str, float] | None = None,
+    distinct: tuple[int, ...] = (10, 11, 12),
+) -> dict[str, Any]:
+    raw = {"distinct": [list(distinct)], "trainings": [list(range(1, len(distinct) + 1))]}
+    return {"vs_random": random, "vs_random_foreground": None, "vs_clasp_pe": clasp_pe, "p_holm": p, "raw": raw}
 
 
 def summary(**arms: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +32,7 @@ UP, DOWN, OPEN, FEW = [0.02, 0.01, 0.03], [-0.02, -0.03, -0.01], [0.01, -0.01, 0
         (arm(UP, UP, {"random": 0.01, "clasp_pe": 0.02}), "ours beats random and clasp_pe."),
         (arm(UP, OPEN, {"random": 0.01, "clasp_pe": 0.2}), "ours beats random but is not shown to beat clasp_pe."),
         (arm(UP, FEW, {"random": 0.01}), "ours beats random; it shares too few seeds with clasp_pe for a claim."),
-        (arm(DOWN, UP, {"random": 0.1, "clasp_pe": 0.01}), "ours does not beat random here, though it beats clasp_pe."),
+        (arm(DOWN, UP, {"random": 0.01, "clasp_pe": 0.01}), "ours is worse than random, though it beats clasp_pe."),
         (arm(None, OPEN, {"clasp_pe": 0.2}), "ours is not shown to beat clasp_pe."),
         (
             arm(FEW, [-0.01, None, None]),
@@ -44,24 +50,26 @@ def test_the_sentence_is_that_of_the_intervals(ours: dict[str, Any], sentence: s
 
 
 @pytest.mark.parametrize(
-    ("random", "p"),
+    ("random", "p", "verdict"),
     [
-        (DOWN, 0.001),  # surely worse
-        (OPEN, 0.2),
-        (UP, 0.051),  # the interval alone is not enough
-        (OPEN, 0.049),  # nor is the p-value
+        (DOWN, 0.001, "is worse than random"),
+        (OPEN, 0.2, "is not shown to beat random"),
+        (UP, 0.051, "is not shown to beat random"),  # the interval alone is not enough
+        (OPEN, 0.049, "is not shown to beat random"),  # nor is the p-value
     ],
 )
-def test_the_first_line_says_so_if_nothing_beats_random(random: list[float | None], p: float) -> None:
+def test_the_first_line_says_so_if_nothing_beats_random(random: list[float | None], p: float, verdict: str) -> None:
     ours = arm(random, None, {"random": p})
-    assert conclude(summary(ours=ours, other=arm(OPEN), random=arm()), "ours").startswith("Nothing beats random here")
+    # What was run with few seeds only is not said to be no better.
+    found = conclude(summary(ours=ours, other=arm(OPEN), few=arm(FEW), random=arm()), "ours")
+    assert found == f"ours {verdict}, and no arm is shown to beat it."
     assert beaten(ours) == []
 
 
 def test_an_arm_that_was_not_the_claim_is_named_but_claims_nothing() -> None:
     found = conclude(summary(ours=arm(OPEN, None, {"random": 0.2}), other=arm(UP), random=arm()), "ours")
     assert found == (
-        "ours does not beat random here; other did, which was not the claim and needs other seeds to be shown."
+        "ours is not shown to beat random; other did, which was not the claim and needs other seeds to be shown."
     )
 
 
@@ -72,8 +80,18 @@ def test_what_has_not_ended_concludes_nothing() -> None:
 
 
 def test_the_figures_stand_behind_the_sentence() -> None:
-    found = evidence(summary(ours=arm(UP, FEW, {"random": 0.012}), random=arm()), "ours")
+    found = evidence(summary(ours=arm(UP, FEW, {"random": 0.012}), random=arm(), clasp_pe=arm()), "ours")
     assert found == (
         "Between 10 and 12 labelled volumes, the mean Dice of ours is 0.0200 above random "
-        "(95 % interval +0.0100 to +0.0300, p 0.012) and 0.0200 above clasp_pe."
+        "(95 % interval +0.0100 to +0.0300, adjusted p 0.012) and 0.0200 above clasp_pe."
+    )
+
+
+def test_the_price_of_a_gain_in_trainings_and_where_an_arm_was_cut_off_are_said() -> None:
+    ours = arm(UP, None, {"random": 0.012}, distinct=(10, 10, 11, 11))
+    found = evidence(summary(ours=ours, random=arm()), "ours")
+    assert found is not None
+    assert found.endswith(
+        ". For that it trained 4.0 times, random 3.0: training more often gains Dice too. "
+        "It was cut off at 11 volumes or later, and its last Dice stands for the rest."
     )

@@ -1,13 +1,16 @@
 """What an experiment is, is read into one object or refused in a sentence; a run goes on only as it began."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.conftest import NEEDS_SERVER
+from tests.experiments.conftest import small_experiment
 
-from svgd_label.experiments.experiment import PROTOCOLS, ExperimentError, load_experiment
+from svgd_label.experiments.dataset import DatasetError
+from svgd_label.experiments.experiment import PROTOCOLS, Experiment, ExperimentError, load_experiment
 from svgd_label.experiments.progress import trainings_left
 from svgd_label.experiments.replay import jobs
 from svgd_label.experiments.run import Run
@@ -69,6 +72,7 @@ def test_a_missing_field_and_an_unknown_preset_are_named(tmp_path: Path) -> None
     [
         ({"budget": 3}, ["3 volumes", "above the 3 initial"]),
         ({"budget": 11}, ["11 volumes", "10 of the pool"]),
+        ({"max_trainings": 2}, ["2 a step", "3 trainings", "'max_trainings' is 2"]),
         ({"arms": [{"name": "a", "strategy": "random", "task": {"stepz": 3}}]}, ["arm a", "stepz"]),
         ({"data": "/nowhere"}, ["splits.json", "cannot be read"]),
     ],
@@ -82,6 +86,43 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_runs(
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"test": ["blob_00.nii.gz"]}, ["once", "blob_00"]),
+        ({"dev": ["blob_00.nii.gz"]}, ["once", "blob_00"]),
+        ({"pool": ["blob_00.nii.gz"] * 2}, ["once", "blob_00"]),
+        ({"pool": {"blob_00.nii.gz": 1}}, ["pool", "list"]),
+        ({"initial": "3"}, ["initial is '3'"]),
+        ({"initial": 0}, ["initial is 0"]),
+        ({"test": ["../imagesTr/blob_10.nii.gz"]}, ["no name"]),
+        ({"test": ["blob_10.png"]}, ["no name"]),
+        (None, ["the whole is []"]),
+    ],
+)
+def test_wrong_splits_are_refused_before_anything_runs(
+    tmp_path: Path, changes: dict[str, Any] | None, words: list[str]
+) -> None:
+    fields = small_experiment(tmp_path)
+    splits = json.loads((tmp_path / "splits.json").read_text())
+    (tmp_path / "splits.json").write_text(json.dumps([] if changes is None else splits | changes))
+    with pytest.raises(DatasetError) as caught:
+        Run.plan(tmp_path / "run", Experiment.model_validate(fields))
+    for word in [str(tmp_path / "splits.json"), *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{}", "task: Field required"), ("[]", "all: "), ('{"task": {"name": "a", "labels": ["b"], "no": 1}}', "task.no")],
+)
+def test_a_configuration_that_is_none_is_refused_in_a_sentence(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ExperimentError, match="no run that this version can read") as caught:
+        Run.open(tmp_path)
+    assert words in str(caught.value)
 
 
 def test_another_configuration_is_refused_with_the_difference(
@@ -101,6 +142,12 @@ def test_another_configuration_is_refused_with_the_difference(
     ):
         assert words in str(caught.value)
     assert "queries" not in str(caught.value)
+    (tmp_path / "data").mkdir()
+    moved = small_experiment(tmp_path / "data")
+    splits = json.loads((tmp_path / "data" / "splits.json").read_text())
+    (tmp_path / "data" / "splits.json").write_text(json.dumps({**splits, "test": splits["test"][:1]}))
+    with pytest.raises(ExperimentError, match=r"data.evaluation \['blob_11'\] there, \[\] here"):
+        Run.plan(tmp_path / "run", load_experiment(str(file), {"data": moved["data"]}))
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
@@ -128,12 +175,13 @@ def test_a_server_makes_each_arms_first_committee_itself(tmp_path: Path, file: P
     assert [trainings_left(run, job) for job in jobs(run, run.arms, [7])] == [3, 3, 3]
 
 
-def test_arms_and_seeds_are_added_to_a_run(tmp_path: Path, file: Path) -> None:
+def test_arms_and_seeds_are_added_to_a_run(tmp_path: Path, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     Run.plan(tmp_path / "run", load_experiment(str(file), {})).begin()
     run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": ["jsd", "random"], "seeds": [9, 7]}))
     run.begin()
     assert run.arms == ["entropy_mi_delete", "random", "keeping", "jsd"]
     assert run.config["seeds"] == [7, 9]
+    assert "the claimed arm stays entropy_mi_delete" in caplog.text
     assert Run.open(tmp_path / "run").config == run.config
 
 

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from tests.conftest import save_nifti
 from tests.experiments.conftest import command, saturate, small_experiment, steps, wait_for
+from typer.testing import CliRunner
 
+from svgd_label.cli import app
 from svgd_label.experiments.experiment import Experiment, ExperimentError, load_experiment
 from svgd_label.experiments.replay import jobs
 from svgd_label.experiments.run import Run
@@ -40,6 +43,12 @@ def test_a_repeating_arm_trains_more_often_on_what_it_picks_again(finished: Path
         for image, frequency in line["frequencies"].items():
             assert after["frequencies"][image] == frequency + (image in line["repeated"])
     assert any(line.get("repeated") for line in found)
+    pictures = sorted(file.stem.split("-") for file in (finished / "keeping" / "seed-7" / "pictures").iterdir())
+    first: dict[str, str] = {}
+    for line in found[:-1]:
+        for image in (*line["queued"], *line["repeated"]):
+            first.setdefault(image, f"{line['step']:03d}")
+    assert pictures == sorted([step, image] for image, step in first.items())
 
 
 def test_arms_begin_alike_and_the_reference_sees_the_whole_pool(finished: Path) -> None:
@@ -62,6 +71,8 @@ def test_a_step_says_all_that_the_report_needs(finished: Path, fields: dict[str,
     assert set(line["seconds"]) == {"train", "measure", "score"}
     assert set(line["scores"]) == set(line["picks"])
     assert line["hardware"]
+    assert line["threads"] == 1
+    assert line["package"]
     with np.load(finished / "random" / "seed-7" / "pictures" / f"001-{line['queued'][0]}.npz") as picture:
         assert {key: (picture[key].shape, str(picture[key].dtype)) for key in picture} == {
             "image": ((14, 15), "uint8"),
@@ -151,11 +162,45 @@ def test_a_volume_that_cannot_be_used_costs_its_label_and_is_never_trained_on(tm
         assert "99 %" in line["unusable"][saturated]
 
 
+def test_a_data_set_of_links_is_replayed_and_a_wrong_label_costs_no_arm(tmp_path: Path) -> None:
+    fields = small_experiment(tmp_path / "stored")
+    folder = tmp_path / "linked"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+        for file in (tmp_path / "stored" / part).iterdir():
+            (folder / part / file.name).symlink_to(file)
+    (folder / "splits.json").write_bytes((tmp_path / "stored" / "splits.json").read_bytes())
+    run = Run.plan(tmp_path / "run", Experiment.model_validate({**fields, "data": folder, "arms": ["random"]}))
+    chosen = run.initial_labels(7)
+    for image in sorted({case.id for case in run.cases["pool"]} - set(chosen)):
+        save_nifti(tmp_path / "stored" / "labelsTr" / f"{image}.nii.gz", np.full((14, 15, 16), 9, np.uint8))
+    run_here(run, jobs(run, run.arms, [7])[:-1])
+    found = steps(run.folder, "random")
+    assert [line["distinct"] for line in found] == [3, 5, 6]
+    assert found[-1]["labelled"]
+    assert not list(run.track("random", 7).folder.glob("pictures/*.npz"))
+
+
+def test_what_goes_wrong_in_one_job_keeps_none_of_the_others(tmp_path: Path, file: Path) -> None:
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": ["random"]}))
+    todo = jobs(run, run.arms, [7])
+    run.track("random", 7).folder.parent.mkdir(parents=True)
+    run.track("random", 7).folder.write_text("a file where the folder belongs")
+    with pytest.raises(ExperimentError, match=r"1 jobs .* could not be done \(random, seed 7: File"):
+        run_here(run, todo)
+    assert run.track("full", 7).ended()
+
+
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path, file: Path) -> None:
     run = Run.plan(tmp_path / "run", load_experiment(str(file), {}))
     run.begin()
-    with run.alone(), pytest.raises(ExperimentError, match="another process is at this run"), run.alone():
-        pass
+    before = (run.folder / "config.json").read_bytes()
+    command = ["experiment", str(file), "--run", str(run.folder), "--arms", "jsd"]
+    with run.alone():
+        result = CliRunner().invoke(app, command)
+        assert isinstance(result.exception, ExperimentError)
+        assert "another process is at this run" in str(result.exception)
+        assert (run.folder / "config.json").read_bytes() == before  # its arm was not added either
     with run.alone():
         pass
 

@@ -55,9 +55,12 @@ def written(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_needs_nothing_else_and_shows_every_pick(written: Path, finished: Path) -> None:
     page = Page(written / "report.html")
     assert page.tags.count("svg") == 4
-    picked = [
-        image for arm in Run.open(finished).arms for step in steps(finished, arm) for image in step.get("queued", [])
-    ]
+    picked = {
+        (arm, image)
+        for arm in Run.open(finished).arms
+        for step in steps(finished, arm)
+        for image in (*step.get("queued", []), *step.get("repeated", []))
+    }
     assert page.tags.count("img") == len(picked) >= 6
     assert "script" not in page.tags
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
@@ -106,6 +109,8 @@ def test_what_stopped_short_and_what_has_not_ended_is_named(run: Run, tmp_path: 
     assert "entropy_mi beats random" in text
     assert "clasp_pe, seed 3, stopped short of the budget: 15 of 20 volumes after 3 trainings" in text
     assert "clasp_pe, seed 0, stopped short" not in text
+    table = text[text.index("volumes to 99 %") : text.index("* A seed of this arm was cut off")]
+    assert table.count("*") == 1  # at the end of clasp_pe
     assert "Not finished, and not in this report: clasp_pe (seed 0)" in text
     assert "The level of not looking at the image is left out: /nowhere/splits.json: cannot be read" in text
 

@@ -43,10 +43,11 @@ def conclude(summary: Mapping[str, Any], claimed: str | None) -> str:
     if "random" in lost:
         others = [name for name, other in arms.items() if name != claimed and _above_random(other)]
         though = f", though it beats {_listed(won)}" if won else ""
-        if not others and not won:
-            return f"Nothing beats random here, {claimed} included{few}."
+        none = ", and no arm is shown to beat it" if not others and not won else ""
         hint = f"; {_listed(others)} did, which was not the claim and needs other seeds to be shown" if others else ""
-        return f"{claimed} does not beat random here{though}{hint}{few}."
+        worse = arm["vs_random"][2] < 0
+        verdict = f"is {'worse than' if worse else 'not shown to beat'} random{none}"
+        return f"{claimed} {verdict}{though}{hint}{few}."
     parts = [f"beats {_listed(won)}"] if won else []
     parts += [f"is not shown to beat {_listed(lost, 'or')}"] if lost else []
     return f"{claimed} {' but '.join(parts)}{few}."
@@ -54,18 +55,33 @@ def conclude(summary: Mapping[str, Any], claimed: str | None) -> str:
 
 def evidence(summary: Mapping[str, Any], claimed: str | None) -> str | None:
     """The figures behind the sentence; None where there are none."""
-    arm = summary["arms"].get(claimed)
-    if arm is None or not _compared(arm):
+    arms = summary["arms"]
+    if claimed not in arms or not _compared(arm := arms[claimed]):
         return None
     said = []
     for name in _compared(arm):
         mean, low, high = arm[f"vs_{name}"]
-        interval = "" if low is None else f" (95 % interval {low:+.4f} to {high:+.4f}, p {arm['p_holm'][name]:.2g})"
+        interval = ""
+        if low is not None:
+            interval = f" (95 % interval {low:+.4f} to {high:+.4f}, adjusted p {arm['p_holm'][name]:.2g})"
         said.append(f"{abs(mean):.4f} {'above' if mean > 0 else 'below'} {name}{interval}")
-    return (
-        f"Between {summary['budget'][0]} and {summary['budget'][-1]} labelled volumes, the mean Dice of {claimed} is "
-        f"{_listed(said)}."
-    )
+    first, last = summary["budget"][0], summary["budget"][-1]
+    sentences = [f"Between {first} and {last} labelled volumes, the mean Dice of {claimed} is {_listed(said)}."]
+    trainings = {name: _trainings(arms[name]) for name in (claimed, *_compared(arm))}
+    if trainings[claimed] > max(trainings[name] for name in _compared(arm)):
+        others = _listed([f"{name} {trainings[name]:.1f}" for name in _compared(arm)])
+        sentences.append(
+            f"For that it trained {trainings[claimed]:.1f} times, {others}: training more often gains Dice too."
+        )
+    reached = [distinct[-1] for distinct in arm["raw"]["distinct"]]
+    if min(reached) < last:
+        sentences.append(f"It was cut off at {min(reached)} volumes or later, and its last Dice stands for the rest.")
+    return " ".join(sentences)
+
+
+def _trainings(arm: Mapping[str, Any]) -> float:
+    counts = [len(steps) for steps in arm["raw"]["trainings"]]
+    return sum(counts) / len(counts)
 
 
 def _compared(arm: Mapping[str, Any]) -> list[str]:

@@ -67,6 +67,8 @@ def looks(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
 def over_labels(summary: Mapping[str, Any], *, floor: float | None, mark: float | None) -> Figure:
     """Dice over distinct labelled volumes: mean over seeds, and one standard deviation to both sides.
 
+    Thin and dotted from where the first seed was cut off and keeps its last Dice.
+
     Args:
         summary: the content of summary.json.
         floor: Dice without looking at the image, if it is known.
@@ -75,7 +77,9 @@ def over_labels(summary: Mapping[str, Any], *, floor: float | None, mark: float 
     figure, axes = _curves(len(summary["arms"]))
     budgets = summary["budget"]
     for arm, look in looks(list(summary["arms"])).items():
-        _band(axes, budgets, np.array(summary["arms"][arm]["dice"]), arm, look)
+        found = summary["arms"][arm]
+        reached = min(distinct[-1] for distinct in found["raw"]["distinct"])
+        _band(axes, budgets, np.array(found["dice"]), arm, look, measured=reached - budgets[0] + 1)
     axes.set(xlabel="distinct labelled volumes", ylabel="mean Dice on the held-out volumes")
     full = summary["full_data_dice"]
     if full is not None:
@@ -204,11 +208,21 @@ def _curves(arms: int) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _band(axes: Axes, x: Sequence[int] | None, values: Vector, label: str, look: Mapping[str, Any]) -> None:
-    """Values (seeds, points) as their mean and one standard deviation to both sides."""
+def _band(
+    axes: Axes,
+    x: Sequence[int] | None,
+    values: Vector,
+    label: str,
+    look: Mapping[str, Any],
+    *,
+    measured: int | None = None,
+) -> None:
+    """Values (seeds, points) as their mean and one standard deviation to both sides; ``measured`` points are solid."""
     at = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
     mean = values.mean(axis=0)
-    axes.plot(at, mean, linewidth=1.6, label=label, marker=None if x else ".", **look)
+    axes.plot(at[:measured], mean[:measured], linewidth=1.6, label=label, marker=None if x else ".", **look)
+    if measured is not None:
+        axes.plot(at[measured - 1 :], mean[measured - 1 :], linewidth=0.8, color=look["color"], linestyle=":")
     if len(values) > 1:
         spread = values.std(axis=0, ddof=1)
         axes.fill_between(at, mean - spread, mean + spread, color=look["color"], alpha=0.13, linewidth=0)

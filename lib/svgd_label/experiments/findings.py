@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -177,9 +177,13 @@ class Findings:
             found |= step["unusable"]
         return found
 
-    def hardware(self) -> list[str]:
-        """The machines that computed it."""
-        return sorted({step["hardware"] for step in self._lines() if "hardware" in step})
+    def computed_by(self, key: Literal["hardware", "package"]) -> list[str]:
+        """The machines, or the versions of this package, that computed it."""
+        return sorted({step[key] for step in self._lines() if key in step})
+
+    def reached(self, arm: str) -> int:
+        """Distinct labelled volumes of the seed that came least far."""
+        return min(int(steps[-1]["distinct"]) for steps in self.steps[arm].values())
 
     def often(self, arm: str, number: int) -> list[tuple[str, int, int]]:
         """The volumes that were picked most often: (id, times labelled, times picked again)."""

@@ -1,8 +1,10 @@
 """What a picked image looked like to the committee that picked it: one slice each, kept for the report."""
 
 import io
+import logging
 import math
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,15 @@ from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from svgd_label.images import ImageError
 from svgd_label.inference import particle_moments, sliding_window
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import prepare_case
 from svgd_label.training import Case
 from svgd_label.uncertainty import maps
+
+logger = logging.getLogger(__name__)
 
 LARGEST_SIDE = 128
 """Pixels of a picture in the report: of more, every second, third, … is left out."""
@@ -26,13 +31,20 @@ LARGEST_SIDE = 128
 def write_pictures(folder: Path, task: Task, committee: Committee, cases: Sequence[Case], step: int) -> None:
     """Writes ``STEP-ID.npz`` for each case: the axial slice where the committee is least sure, on the task's grid.
 
+    Not for one that has a picture of an earlier step, nor for one whose file or label cannot be used.
     ``image`` 0 to 255, ``prediction`` and ``reference`` in the task's values, all uint8; ``entropy`` in nats, float16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(committee.parameters()).device
     committee.eval()
     for case in cases:
-        prepared = prepare_case(task, case.image, case.label)
+        if any(int(file.name.split("-", 1)[0]) < step for file in folder.glob(f"*-{escape(case.id)}.npz")):
+            continue
+        try:
+            prepared = prepare_case(task, case.image, case.label)
+        except ImageError as error:  # training names it too, and passes over it
+            logger.warning("no picture: %s", error)
+            continue
         image = prepared["image"].to(device)
         found = maps(sliding_window(task, lambda x: particle_moments(committee, x), image).unsqueeze(0))
         entropy = found.entropy[0].cpu()

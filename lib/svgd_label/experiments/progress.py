@@ -26,7 +26,7 @@ TIMED_IMAGES = 3
 
 
 def trainings_left(run: Run, job: Job) -> int:
-    """How many trainings a job still makes where no image is repeated."""
+    """How many trainings a job still makes where no further image is repeated."""
     steps = job.track(run).steps()
     if steps and steps[-1]["last"]:
         return 0
@@ -35,9 +35,10 @@ def trainings_left(run: Run, job: Job) -> int:
     task = run.task(job.arm)
     if job.kind == FULL:
         return (run.trainings(task) if task.warm_start else 1) - len(steps)
+    cap = run.max_trainings - len(steps)
     if not steps:
-        return run.trainings(task) - (not run.through_server)  # else the first is the shared one
-    return max(1, ceil((run.budget - int(steps[-1]["distinct"])) / task.queries))
+        return min(cap, run.trainings(task)) - (not run.through_server)  # else the first is the shared one
+    return min(cap, max(1, ceil((run.budget - int(steps[-1]["distinct"])) / task.queries)))
 
 
 def table(run: Run, todo: Sequence[Job], workers: int) -> Table:
@@ -86,12 +87,13 @@ def estimate(run: Run, todo: Sequence[Job], workers: int) -> str:
     timed = train(task, cases, committee, seed=0, max_minutes=TIMED_MINUTES)
     training = timed.seconds / timed.steps * task.steps
     started = time.monotonic()
-    evaluate(task, committee, [(case.image, case.label) for case in run.cases["evaluation"][:TIMED_IMAGES]])
-    measuring = (time.monotonic() - started) / TIMED_IMAGES * len(run.cases["evaluation"])
+    measured, scored = run.cases["evaluation"][:TIMED_IMAGES], cases[:TIMED_IMAGES]
+    evaluate(task, committee, [(case.image, case.label) for case in measured])
+    measuring = (time.monotonic() - started) / len(measured) * len(run.cases["evaluation"])
     started = time.monotonic()
-    for case in cases[:TIMED_IMAGES]:
+    for case in scored:
         score(task, committee, prepare(task, case.id, case.image))
-    scoring = (time.monotonic() - started) / TIMED_IMAGES * len(run.cases["pool"])
+    scoring = (time.monotonic() - started) / len(scored) * len(run.cases["pool"])
     trainings = sum(trainings_left(run, job) for job in todo)
     scorings = sum(trainings_left(run, job) for job in todo if job.kind == "arm")
     total = (trainings * (training + measuring) + scorings * scoring) / workers
@@ -101,7 +103,7 @@ def estimate(run: Run, todo: Sequence[Job], workers: int) -> str:
         f"about {duration(total)} on {hardware.describe()}"
         + (f" with {workers} workers, if each were as fast as one alone" if workers > 1 else "")
         + ". Arms that repeat labelled images make more trainings, "
-        f"up to {run.config['max_trainings']} each."
+        f"up to {run.max_trainings} each."
     )
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+import svgd_label
 from svgd_label import checkpoint, hardware
 from svgd_label.active_step import score_pool
 from svgd_label.device import default_device
@@ -75,7 +77,7 @@ def initial(run: Run, job: Job, track: Track) -> None:
                 unusable[case.id] = str(error)
     _, record = _trained(task, track, 1, lambda step: _train(run, task, track, cases, job.seed, step, len(chosen)))
     record["unusable"] |= unusable
-    track.append({"step": 1, **record, "last": True, "hardware": hardware.describe()})
+    track.append({"step": 1, **record, "last": True, **computed_by()})
 
 
 def full(run: Run, job: Job, track: Track) -> None:
@@ -104,17 +106,18 @@ def arm(run: Run, job: Job, track: Track) -> None:
         return _train(run, task, track, listed, job.seed, step, pool.summary().labelled)
 
     with closing(pool.database):
-        Studies(Path(run.cases["pool"][0].image).parent, pool).check(cases, [])
+        Studies(Path(run.cases["pool"][0].image).parent, pool, links=True).check(cases, [])
         pool.labels_found(run.initial_labels(job.seed))
         while not track.ended():
             step = len(track.steps()) + 1
             committee, record = _trained(task, track, step, make)
             distinct = record["distinct"]
-            last = distinct >= run.budget or step >= run.config["max_trainings"]
+            last = distinct >= run.budget or step >= run.max_trainings
             if not last:
                 picked = _acquire(run, job, pool, committee, step, record)
                 record["queued"] = picked.annotated[: run.budget - distinct]
-                write_pictures(track.folder / "pictures", task, committee, [cases[i] for i in record["queued"]], step)
+                shown = [cases[image] for image in (*record["queued"], *picked.repeated)]
+                write_pictures(track.folder / "pictures", task, committee, shown, step)
                 last = not record["queued"] and pool.summary().open == 0
                 # The annotator answers; all of a step at once, so that a kill leaves none or all of them.
                 pool.labels_found(record["queued"])
@@ -126,7 +129,7 @@ def _begun(run: Run, job: Job) -> Trained:
     shared = run.initial_track(job.arm, job.seed)
     committee = checkpoint.load(shared.committee, run.task(job.arm), device=default_device()).committee
     record = shared.steps()[0]
-    return committee, {key: value for key, value in record.items() if key not in ("step", "last", "hardware")}
+    return committee, {key: value for key, value in record.items() if key not in ("step", "last", *computed_by())}
 
 
 def _trained(task: Task, track: Track, step: int, make: Callable[[int], Trained]) -> Trained:
@@ -218,11 +221,14 @@ def note_picks(record: Record, pool: Pool, acquired: Acquisition) -> None:
     record["unusable"] |= pool.unusable()
 
 
+def computed_by() -> Record:
+    """The machine, threads of this process, and the version of this package: a run may go on elsewhere."""
+    return {"hardware": hardware.describe(), "threads": torch.get_num_threads(), "package": svgd_label.__version__}
+
+
 def finish(track: Track, job: Job, step: Record) -> None:
     """Writes a step's line, by which it is finished."""
-    if step["step"] == 1:
-        step["hardware"] = hardware.describe()
-    track.append(step)
+    track.append({**step, **computed_by()})
     logger.info(
         "%s: step %d, %d labelled, Dice %.4f, %.0f s",
         job, step["step"], step["distinct"], step["mean_dice"], sum(step["seconds"].values()),

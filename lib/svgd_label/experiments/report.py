@@ -97,11 +97,11 @@ def _draw(found: Findings, folder: Path) -> dict[str, str]:
 
 
 def _pictures(found: Findings, arm: str) -> list[Picture]:
-    """Of all picks of an arm that were labelled, in their order."""
+    """Of all picks of an arm, in their order; of a volume that was picked again, as it was at first."""
     shown = []
     for seed, steps in found.steps[arm].items():
         for step in steps:
-            for image in step.get("queued", []):
+            for image in (*step.get("queued", []), *step.get("repeated", [])):
                 file = found.run.track(arm, seed).folder / "pictures" / f"{step['step']:03d}-{image}.npz"
                 if file.is_file():
                     picture, entropy = tile(file, found.run.base_task.classes)

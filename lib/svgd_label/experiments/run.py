@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 import svgd_label
 from svgd_label import acquisition
@@ -24,11 +26,38 @@ from svgd_label.pool.files import incoming, sync_folder
 from svgd_label.tasks import Task, load_task
 from svgd_label.training import Case
 
+logger = logging.getLogger(__name__)
+
 NOT_FOR_WEIGHTS = {
     *("name", "description", "aliases", "modality", "warm_start", "max_minutes", "validation"),
     *("aggregate", "mi_grid", "mi_over", "alpha", "queries", "max_frequency", "clasp_steps"),
 }
 """Fields of a task that do not change what the first training makes of initial weights and labels."""
+
+
+class _Data(BaseModel):
+    folder: str
+    pool: list[str]
+    evaluation: list[str]
+
+
+class _Arm(BaseModel):
+    strategy: str
+    repeat: float | None
+    task: dict[str, Any]
+
+
+class _Config(BaseModel):
+    """What config.json has to hold."""
+
+    task: Task
+    arms: dict[str, _Arm]
+    seeds: list[int]
+    split: str
+    initial: int
+    budget: int
+    max_trainings: int
+    data: _Data
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
@@ -109,9 +138,19 @@ class Run:
                     f"{folder} holds a run of another configuration ({'; '.join(differing)}): take these values again, "
                     "or another folder with --run"
                 )
+            if old["arms"] and new["arms"] and next(iter(old["arms"])) != next(iter(new["arms"])):
+                logger.warning(
+                    "the claimed arm stays %s, the first that the run was begun with", next(iter(old["arms"]))
+                )
             new["arms"] = {**old["arms"], **new["arms"]}
             new["seeds"] = [*old["seeds"], *(seed for seed in new["seeds"] if seed not in old["seeds"])]
         run = cls(folder, new)
+        needed = run.trainings(run.base_task)
+        if needed > experiment.max_trainings:
+            raise ExperimentError(
+                f"from {run.initial} to {run.budget} labelled volumes, {run.base_task.queries} a step, are {needed} "
+                f"trainings, and 'max_trainings' is {experiment.max_trainings}"
+            )
         for arm in run.arms:
             run.task(arm)  # a wrong change is found now, not after hours
             if run.through_server and run.strategy(arm) != acquisition.strategy(new["arms"][arm]["strategy"]):
@@ -133,12 +172,18 @@ class Run:
         """A run that is there.
 
         Raises:
-            ExperimentError: there is none.
+            ExperimentError: there is none, or its configuration is not one that this version knows.
         """
         try:
-            return cls(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            run = cls(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ExperimentError(f"{folder}: there is no run of an experiment ({error})") from error
+        try:
+            _Config.model_validate(run.config)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'all'}: {e['msg']}" for e in error.errors())
+            raise ExperimentError(f"{folder / 'config.json'}: no run that this version can read ({wrong})") from error
+        return run
 
     @property
     def arms(self) -> list[str]:
@@ -159,6 +204,11 @@ class Run:
     def initial(self) -> int:
         """Labelled volumes at the start."""
         return int(self.config["initial"])
+
+    @property
+    def max_trainings(self) -> int:
+        """Of an arm that has not come to the budget by then."""
+        return int(self.config["max_trainings"])
 
     @cached_property
     def base_task(self) -> Task:
@@ -189,7 +239,8 @@ class Run:
         except ValueError as error:
             raise ExperimentError(f"the task of the arm {arm}: {' '.join(str(error).split())}") from None
         # ClaSP PE plans its noise over the steps of the run.
-        return task.model_copy(update={"clasp_steps": max(1, self.trainings(task) - 1)})
+        trainings = min(self.trainings(task), self.max_trainings)
+        return task.model_copy(update={"clasp_steps": max(1, trainings - 1)})
 
     def strategy(self, arm: str) -> QueryStrategy:
         """The query strategy of an arm."""
@@ -213,11 +264,12 @@ class Run:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other processes from starting the same run.
+        """Keeps other processes from starting the same run; makes its folder.
 
         Raises:
             ExperimentError: another one is at it.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,7 +281,7 @@ class Run:
 def _resolved(experiment: Experiment) -> dict[str, Any]:
     """An experiment with everything that its result depends on, as it stands in config.json."""
     dataset = Dataset.read(experiment.data)
-    pool, evaluation = dataset.splits.get("pool", []), dataset.splits.get(experiment.split, [])
+    pool, evaluation = dataset.splits["pool"], dataset.splits[experiment.split]
     for split, cases in (("pool", pool), (experiment.split, evaluation)):
         if not cases:
             raise ExperimentError(f"{experiment.data / 'splits.json'}: it has no cases for {split!r}")
@@ -270,7 +322,9 @@ def _compared(config: Mapping[str, Any], arms: set[str]) -> dict[str, Any]:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new), for values that differ."""
+    """Dotted key -> (old, new), for values that differ; of lists only what the other has not."""
+    if isinstance(old, list) and isinstance(new, list) and old != new:
+        return {key: ([x for x in old if x not in new], [x for x in new if x not in old])}
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {} if old == new else {key: (old, new)}
     found: dict[str, tuple[Any, Any]] = {}

@@ -19,6 +19,8 @@ from svgd_label.process import keep_freed_memory
 logger = logging.getLogger(__name__)
 
 CORES_ON_A_CLUSTER = 2
+DEATHS = 5
+"""A job whose worker dies so often is given up: it may take more memory than there is."""
 
 
 def execute(run: Run, job: Job) -> None:
@@ -37,12 +39,12 @@ def run_here(run: Run, todo: Sequence[Job]) -> None:
     Raises:
         ExperimentError: some could not be done; the others are.
     """
-    failed: dict[Job, UserError] = {}
+    failed: dict[Job, Exception] = {}
     for job in todo:
         try:
             execute(run, job)
             write_summary(run)
-        except UserError as error:
+        except Exception as error:
             _note(failed, job, error)
     _end(run, failed)
 
@@ -69,13 +71,13 @@ def run_on_ray(run: Run, todo: Sequence[Job], *, workers: int, address: str | No
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ExperimentError(f"no Ray cluster can be reached at {address} ({error})") from error
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=-1)(_work)
+        gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / (1 if address else workers))
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=DEATHS)(_work)
         references: dict[Path, Any] = {}
         for job in todo:  # the initial ones stand before the arms that wait for them
             begun = references.get(run.initial_track(job.arm, job.seed).folder) if job.kind == "arm" else None
             references[job.track(run).folder] = remote.remote(run, job, threads, begun)
-        failed: dict[Job, UserError] = {}
+        failed: dict[Job, Exception] = {}
         of = dict(zip(references.values(), todo, strict=True))
         waiting = list(of)
         while waiting:
@@ -83,7 +85,9 @@ def run_on_ray(run: Run, todo: Sequence[Job], *, workers: int, address: str | No
             try:
                 ray.get(done)
                 write_summary(run)
-            except UserError as error:
+            except ray.exceptions.RayTaskError as error:
+                _note(failed, of[done], error.cause)
+            except ray.exceptions.RayError as error:  # its worker died again and again
                 _note(failed, of[done], error)
         _end(run, failed)
     finally:
@@ -98,12 +102,16 @@ def _work(run: Run, job: Job, threads: int, _begun: object) -> None:
     execute(run, job)
 
 
-def _note(failed: dict[Job, UserError], job: Job, error: UserError) -> None:
-    logger.error("%s: %s", job, error)
+def _note(failed: dict[Job, Exception], job: Job, error: Exception) -> None:
+    known = isinstance(error, UserError)
+    logger.error("%s: %s", job, error, exc_info=None if known else error)
     failed[job] = error
 
 
-def _end(run: Run, failed: dict[Job, UserError]) -> None:
+def _end(run: Run, failed: dict[Job, Exception]) -> None:
     if failed:
-        reasons = "; ".join(f"{job}: {error}" for job, error in failed.items())
+        reasons = "; ".join(
+            f"{job}: {error}" if isinstance(error, UserError) else f"{job}: {type(error).__name__}, see the log"
+            for job, error in failed.items()
+        )
         raise ExperimentError(f"{len(failed)} jobs of {run.folder} could not be done ({reasons}); the others are")

@@ -96,8 +96,9 @@ def _step(run: Run, job: Job, track: Track, server: ServerProcess, pool: Pool) -
         assert acquired is not None
         record["queued"] = [image for image in acquired.annotated if image in labelled]
         committee = checkpoint.load(_committee_file(pool, step), task, device=default_device()).committee
-        queued = [case for case in run.cases["pool"] if case.id in record["queued"]]
-        write_pictures(track.folder / "pictures", task, committee, queued, step)
+        cases = {case.id: case for case in run.cases["pool"]}
+        picked = [cases[image] for image in [*record["queued"], *acquired.repeated]]
+        write_pictures(track.folder / "pictures", task, committee, picked, step)
         record["last"] = not record["queued"] and pool.summary().open == 0
     return record
 
@@ -105,7 +106,7 @@ def _step(run: Run, job: Job, track: Track, server: ServerProcess, pool: Pool) -
 def _trained(run: Run, task: Task, server: ServerProcess, pool: Pool, step: int) -> Record:
     """A training by the server, and its measures; unless it is the last one, scores and picks too."""
     distinct = pool.summary().labelled
-    last = distinct >= run.budget or step >= run.config["max_trainings"]
+    last = distinct >= run.budget or step >= run.max_trainings
     server.work(lambda: pool.model_version() == step, "/train/svgd", {"max_minutes": NEVER_MINUTES})
     published = time.monotonic()
     if not last:

@@ -47,10 +47,17 @@ class Studies:
     """Rows of ``images`` and ``labels`` for the top level of ``folder`` and for ``folder/labels/TAG``.
 
     Images are ``ID.nii.gz``, ``ID.nii``, ``ID.nrrd``, or folders ``ID`` with DICOM files in them. No image is opened.
+
+    Args:
+        folder: what is in it.
+        pool: whose images they are.
+        links: whether links are followed that lead out of the folder. A server follows none: they could show any file
+            of its machine.
     """
 
-    def __init__(self, folder: Path, pool: Pool) -> None:
+    def __init__(self, folder: Path, pool: Pool, *, links: bool = False) -> None:
         self.folder = folder
+        self._links = links
         self.labels_folder = folder / "labels"
         self.pool = pool
         self.database = pool.database
@@ -261,8 +268,8 @@ class Studies:
         return found[0] if found else None
 
     def _is_inside(self, path: Path) -> bool:
-        """Whether a path leads to something in this folder: a link could show any file of the server."""
-        if not path.is_symlink() or path.resolve().is_relative_to(self.folder.resolve()):
+        """Whether a path leads to something in this folder, or may lead out of it."""
+        if self._links or not path.is_symlink() or path.resolve().is_relative_to(self.folder.resolve()):
             return True
         self._warn(f"{path} is a link that leads out of the folder and is left out.")
         return False

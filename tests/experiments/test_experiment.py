@@ -130,13 +130,14 @@ def test_another_configuration_is_refused_with_the_difference(
 ) -> None:
     Run.plan(tmp_path / "run", load_experiment(str(file), {})).begin()
     before = (tmp_path / "run" / "config.json").read_bytes()
-    task = {**yaml.safe_load(Path(fields["task"]).read_text()), "steps": 5}
+    task = {**yaml.safe_load(Path(fields["task"]).read_text()), "steps": 5, "window": [16, 16, 8]}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(task))
     changed = {"task": str(tmp_path / "other.yaml"), "budget": 7, "arms": [{"name": "random", "strategy": "entropy"}]}
     with pytest.raises(ExperimentError) as caught:
         Run.plan(tmp_path / "run", load_experiment(str(file), changed))
     for words in (
         "task.steps 4 there, 5 here",
+        "task.window [16, 16, 16] there, [16, 16, 8] here",
         "budget 6 there, 7 here",
         "arms.random.strategy 'random' there, 'entropy' here",
     ):

@@ -322,9 +322,9 @@ def _compared(config: Mapping[str, Any], arms: set[str]) -> dict[str, Any]:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new), for values that differ; of lists only what the other has not."""
-    if isinstance(old, list) and isinstance(new, list) and old != new:
-        return {key: ([x for x in old if x not in new], [x for x in new if x not in old])}
+    """Dotted key -> (old, new), for values that differ; of lists of cases only what the other has not."""
+    if key.startswith("data.") and sorted(old) != sorted(new):
+        return {key: ([case for case in old if case not in new], [case for case in new if case not in old])}
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {} if old == new else {key: (old, new)}
     found: dict[str, tuple[Any, Any]] = {}

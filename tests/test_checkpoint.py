@@ -16,9 +16,10 @@ CPU = torch.device("cpu")
 
 def test_a_round_trip(tmp_path: Path, tiny: Task) -> None:
     committee = new_committee(tiny, seed=4)
-    save(tmp_path / "c.pt", committee, tiny, version=7)
+    metrics = {"steps": 3, "loss": float("inf"), "validation_dice": (0.5, None), "unusable": {"a": "flat"}}
+    save(tmp_path / "c.pt", committee, tiny, version=7, metrics=metrics)
     found = load(tmp_path / "c.pt", tiny, device=CPU)
-    assert found.version == 7
+    assert (found.version, found.metrics) == (7, metrics)
     assert torch.equal(found.committee.matrix(), committee.matrix())
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
 

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,37 @@ class MismatchError(CheckpointError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committee and the model version it was published as."""
+    """A committee, the model version it was published as, and what its training said of it."""
 
     committee: Committee
     version: int
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def save(path: Path, committee: Committee, task: Task, *, version: int, half: bool = False) -> None:
+def save(
+    path: Path,
+    committee: Committee,
+    task: Task,
+    *,
+    version: int,
+    metrics: Mapping[str, Any] | None = None,
+    half: bool = False,
+) -> None:
     """Writes a committee by temporary file, flush and rename.
 
     Args:
+        metrics: what is known of its training, for whoever finds the file; plain values.
         half: store the weights in half precision, for committees that are shipped.
     """
     state = {k: v.half() if half and v.is_floating_point() else v for k, v in committee.cpu_state().items()}
-    content = {"format": FORMAT, "package": svgd_label.__version__, "version": version, **_shape(task), "state": state}
+    content = {
+        "format": FORMAT,
+        "package": svgd_label.__version__,
+        "version": version,
+        **_shape(task),
+        "metrics": dict(metrics or {}),
+        "state": state,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -69,7 +87,7 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         stored = {key: content[key] for key in _shape(task)}
-        version, state = int(content["version"]), content["state"]
+        version, state, metrics = int(content["version"]), content["state"], dict(content.get("metrics", {}))
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path.name}: format {content['format']}; this version reads format {FORMAT}")
     except CheckpointError:
@@ -81,7 +99,7 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
         raise MismatchError(f"{path.name}: the committee is of another shape: {'; '.join(differing)}")
     committee = new_committee(task, seed=0)
     committee.load_state_dict(state)
-    return Checkpoint(committee.to(device), version)
+    return Checkpoint(committee.to(device), version, metrics)
 
 
 def new_committee(task: Task, *, seed: int) -> Committee:

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from tests.experiments.conftest import command, saturate, small_experiment, steps
 
@@ -64,8 +65,13 @@ def test_a_server_picks_and_learns_what_was_measured_without_one(tmp_path: Path,
     run = tmp_path / "run"
     finish(command(file, run, "--through-server"))
     for arm in ARMS:
-        assert len(steps(run, arm)) >= 3
+        version = len(steps(run, arm))
+        assert version >= 3
         assert_alike(run, in_process, arm)
+        state = run / arm / "seed-7" / "state"
+        file = torch.load(state / "committees" / f"{version:05d}.pt", weights_only=True)
+        pool = Pool(Database(state), validation="none", max_frequency=10)
+        assert file["metrics"] == pool.model_metrics(version)  # killed between the two, a server finds all in the file
     assert any(line.get("repeated") for line in steps(run, "entropy_mi"))
     assert steps(run, "full") == steps(in_process, "full")
     summary = "summary.json"

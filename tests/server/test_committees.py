@@ -77,11 +77,14 @@ def test_a_copy_to_be_trained_is_not_the_one_that_infers(committees: Committees)
 
 
 def test_after_the_index_was_lost_the_files_are_taken_over(committees: Committees, tmp_path: Path) -> None:
-    publish(committees, 3)
+    """Or where a kill came between the file and the index: then what the training said of it is in the file alone."""
+    metrics = {"started": 7.5, "steps": 4}
+    save(committees.file(3), new_committee(TINY, seed=3), TINY, version=3, metrics=metrics)
     again = Pool(Database(tmp_path / "new", task="tiny"), validation="none", max_frequency=3)
     found = Committees(again, TINY, committees.folder)
     found.adopt_files()
     assert version_of(found) == 3
+    assert again.model_metrics(3) == {**metrics, "origin": "found in the state folder"}
 
 
 def test_the_shipped_one_is_version_zero_where_nothing_newer_is_there(

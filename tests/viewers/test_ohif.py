@@ -277,6 +277,7 @@ def test_the_whole_journey(site: Site) -> None:
     browser.picture("8 segmented")
 
     # Where the committee is unsure lies over the image, and the drawing stays what it is
+    browser.wait(f"() => ({COLOURS})()[0][0] === 230")  # painted a moment after the panel's own colours
     colours = browser.inside(COLOURS)
     browser.click("#svgd-bar button:has-text('Where unsure')")
     site.said("Yellow: unsure, magenta: very unsure. Most of it: axial slice")

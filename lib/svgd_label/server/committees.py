@@ -53,7 +53,7 @@ class Committees:
         self.pool.publish(0, self.file(0), {"origin": "shipped"})
 
     def adopt_files(self) -> None:
-        """Publishes again what lies in the folder, where the index of versions was lost."""
+        """Publishes what lies in the folder where no version is known: the index was lost, or a kill came before it."""
         if self.pool.model_version() is not None:
             return
         for file in sorted(self.folder.glob("[0-9]*.pt")):
@@ -64,7 +64,7 @@ class Committees:
             except CheckpointError as error:
                 logger.warning("not taken over: %s", error)
                 continue
-            self.pool.publish(found.version, file, {"origin": "found in the state folder"})
+            self.pool.publish(found.version, file, {**found.metrics, "origin": "found in the state folder"})
 
     def current(self) -> Checkpoint | None:
         """The newest committee that can be read; None where there is none. Call it with ``lock`` held."""

@@ -114,22 +114,20 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
             attach=self._tracking() if request.tracking == "mlflow" else None,
         )
         file = self.committees.file(version)
-        checkpoint.save(file, committee, task, version=version)
-        pool.publish(
-            version,
-            file,
-            {
-                "started": started,
-                "steps": result.steps,
-                "seconds": round(result.seconds, 1),
-                "loss": result.loss,
-                "distance": result.distance,
-                "validation_dice": result.validation_dice,
-                "labelled": len(cases) + len(validation),
-                "unusable": result.unusable,
-                "stopped_early": result.stopped_early,
-            },
-        )
+        metrics = {
+            "started": started,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 1),
+            "loss": result.loss,
+            "distance": result.distance,
+            "validation_dice": result.validation_dice,
+            "labelled": len(cases) + len(validation),
+            "unusable": result.unusable,
+            "stopped_early": result.stopped_early,
+        }
+        # In the file too: a kill between the two leaves a file that the next start publishes.
+        checkpoint.save(file, committee, task, version=version, metrics=metrics)
+        pool.publish(version, file, metrics)
         self.committees.prune()
         logger.info("model version %d is published", version)
         self._write_stats({**stats, "status": "scoring"})

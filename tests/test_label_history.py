@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from svgd_label.cli import app
 from svgd_label.errors import UserError
 from svgd_label.pool import FINAL, Database, LabelStore, Pool, Studies
+from svgd_label.server.dicom.address import read_address, series_folder
 
 
 def volume(value: int, *, spacing: float = 1.0) -> bytes:
@@ -91,6 +93,22 @@ def test_an_export_holds_every_present_label_and_who_saved_it(studies: Path, tmp
 def test_what_is_not_there_is_said_in_a_sentence(studies: Path, arguments: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         run(*arguments, "--studies", studies)
+
+
+def test_the_address_of_a_dicom_server_is_enough(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    address = "http://127.0.0.1:8042/dicom-web"
+    state = read_address(address).state
+    shutil.copytree(studies / ".svgd", state)
+    shutil.copytree(studies, series_folder(state), ignore=shutil.ignore_patterns(".svgd"))
+    assert "anna" in run("list", "--studies", f"{address}/")
+    assert "as version 3" in run("restore", "a", "1", "--studies", address)
+    moved = state.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="no server has kept its state there"):
+        run("list", "--studies", address)
+    assert "anna" in run("show", "a", "--studies", address, "--state", moved)
 
 
 def test_a_folder_that_was_never_served_is_refused(tmp_path: Path) -> None:

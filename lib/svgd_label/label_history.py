@@ -12,11 +12,16 @@ from rich.table import Table
 
 from svgd_label.errors import UserError
 from svgd_label.pool import FINAL, Database, LabelStore, LabelVersion, Pool, Studies
+from svgd_label.server.dicom.address import is_web, read_address, series_folder
 
 app = typer.Typer(no_args_is_help=True, help="Labels of a study: list, show, restore, export.")
 
-StudiesOption = Annotated[Path, typer.Option("--studies", help="The studies folder.")]
-StateOption = Annotated[Path | None, typer.Option("--state", help="Its state folder, if it is another.")]
+StudiesOption = Annotated[
+    str, typer.Option("--studies", help="The studies folder, or the address of the DICOMweb server, as served.")
+]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="The state folder, where the server was given one with --conf state.")
+]
 
 
 @app.command("list")
@@ -92,13 +97,18 @@ def export(folder: Path, studies: StudiesOption, state: StateOption = None) -> N
     typer.echo(f"{len(labelled)} labels are in {folder}.")
 
 
-def _open(studies: Path, state: Path | None) -> tuple[LabelStore, Studies]:
-    state = state or studies / ".svgd"
+def _open(studies: str, state: Path | None) -> tuple[LabelStore, Studies]:
+    if is_web(studies):
+        state = state or read_address(studies).state
+        folder = series_folder(state)
+    else:
+        folder = Path(studies)
+        state = state or folder / ".svgd"
     if not (state / "state.sqlite").is_file():
-        raise UserError(f"{state}: no server has kept its state there; give the studies folder it served, or --state")
+        raise UserError(f"{state}: no server has kept its state there; give the studies that it served, or --state")
     # Whether an image is kept back for validation was decided, and stored, when it was first labelled.
     pool = Pool(Database(state), validation="none", max_frequency=1)
-    place = Studies(studies.resolve(), pool)
+    place = Studies(folder.resolve(), pool)
     return LabelStore(place), place
 
 

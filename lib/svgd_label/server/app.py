@@ -32,9 +32,9 @@ from svgd_label.server.auto_train import AutoTrain, is_running
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
-from svgd_label.server.dicom.address import is_web, read_address
+from svgd_label.server.dicom.address import is_web, read_address, series_folder
 from svgd_label.server.dicom.datastore import DicomDatastore
-from svgd_label.server.dicom.mirror import LOOK_SECONDS, series_folder
+from svgd_label.server.dicom.mirror import LOOK_SECONDS
 from svgd_label.server.dicom.proxy import proxy_routes
 from svgd_label.server.dicom.web import DicomServer
 from svgd_label.server.infer import SVGDInfer, UncertaintyInfer

@@ -61,3 +61,8 @@ def read_address(studies: str) -> Address:
 
 
 _EXAMPLE = "write it as in http://127.0.0.1:8042/dicom-web"
+
+
+def series_folder(state: Path) -> Path:
+    """Where the series of a state folder lie: what a DICOM server holds is mirrored there."""
+    return state / "series"

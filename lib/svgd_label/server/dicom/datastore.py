@@ -9,7 +9,8 @@ from fastapi import HTTPException
 from svgd_label.pool import FINAL, Pool
 from svgd_label.server.answers import plain_tag
 from svgd_label.server.datastore import SafeDatastore
-from svgd_label.server.dicom.mirror import Mirror, series_folder
+from svgd_label.server.dicom.address import series_folder
+from svgd_label.server.dicom.mirror import Mirror
 from svgd_label.server.dicom.outbox import Outbox
 from svgd_label.server.dicom.takeover import Takeover
 from svgd_label.server.dicom.web import DicomServer

@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pydicom
@@ -210,8 +209,3 @@ class Mirror:
         shutil.rmtree(removed, ignore_errors=True)
         logger.info("The series %s is no longer listed by the server and leaves the pool; a label of it is kept.", uid)
         return True
-
-
-def series_folder(state: Path) -> Path:
-    """Where the series of a state folder lie."""
-    return state / "series"

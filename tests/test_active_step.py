@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from sklearn.metrics import mutual_info_score
@@ -260,10 +262,43 @@ def test_an_image_on_which_the_network_comes_to_nan_is_named_and_spoils_no_other
         lambda _, given, output: output * (np.nan if torch.isclose(given[0].sum(), b) else 1)
     )
     result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
-    assert result.unusable == {"b": pool.image_state("b")["unusable"]}
+    assert list(result.unusable) == ["b"]
     assert result.unusable["b"].startswith("b: the network's answer holds NaN")
     assert {row.image for row in pool.ranking()} == set("acdef")
     assert result.acquisition is not None
+    score_pool(pool, tiny, new_committee(tiny, seed=1), paths, version=2, strategy=RULE, seed=0)
+    assert {row.image for row in pool.ranking()} == set(IMAGES), "the fault was the committee's"
+
+
+def test_an_image_for_which_memory_runs_out_is_named_and_the_others_are_scored(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = prepare_image(tiny, paths["b"]).sum()
+
+    def full(_: torch.nn.Module, given: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if torch.isclose(given[0].sum(), b):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    committee.particles[0].register_forward_hook(full)
+    result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    assert result.unusable == {"b": "b: cannot be scored (RuntimeError), see the log"}
+    assert {row.image for row in pool.ranking()} == set("acdef")
+    assert pool.image_state("b")["unusable"] is None
+    empty = psutil.virtual_memory()._replace(available=12 * 13 * 14 * 12)  # enough to read one, not to score it
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: empty)
+    result = score_pool(pool, tiny, new_committee(tiny, seed=1), paths, version=2, strategy=RULE, seed=0)
+    assert set(result.unusable) == set(IMAGES)
+    assert all("do not fit into the memory that is free at present" in why for why in result.unusable.values())
+
+
+def test_a_fault_of_a_strategy_is_no_silence(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str]
+) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise ValueError("a strategy's own fault")
+
+    with pytest.raises(ValueError, match="a strategy's own fault"):
+        score_pool(pool, tiny, committee, paths, version=1, strategy=replace(RULE, score=broken), seed=0)
 
 
 def test_over_the_limit_a_random_subset_and_all_labelled_are_scored(

@@ -58,6 +58,15 @@ def test_another_format_is_refused(tmp_path: Path, tiny: Task, monkeypatch: pyte
         load(tmp_path / "c.pt", tiny, device=CPU)
 
 
+def test_weights_of_a_network_that_is_built_otherwise_today_are_refused(tmp_path: Path, tiny: Task) -> None:
+    save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
+    content = torch.load(tmp_path / "c.pt", weights_only=True)
+    content["state"]["renamed"] = content["state"].pop(next(iter(content["state"])))
+    torch.save(content, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError, match=r"c\.pt: its weights do not fit the network UNet"):
+        load(tmp_path / "c.pt", tiny, device=CPU)
+
+
 class Evil:
     """Unpickled, it would make a file."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import NDArray
 
 from svgd_label.bands import thresholds
 from svgd_label.checkpoint import new_committee
@@ -16,7 +17,8 @@ from svgd_label.inference import cores, dice, evaluate, particle_moments, segmen
 from svgd_label.scoring import prepare, score
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
-from svgd_label.tasks.transforms import prepare_image
+from svgd_label.tasks.task import Intensity
+from svgd_label.tasks.transforms import prepare_case, prepare_image
 from svgd_label.uncertainty import maps
 
 from .conftest import blob, save_nifti
@@ -43,6 +45,19 @@ class Certain(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, *spatial) -> (B, C, *spatial)."""
         return self.logits.expand(len(x), -1, *x.shape[2:])
+
+
+class Bright(torch.nn.Module):
+    """A particle that finds the first structure where the image is above a half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steepness = torch.nn.Parameter(torch.tensor(50.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, *spatial) -> (B, 3, *spatial)."""
+        above = (x - 0.5) * self.steepness
+        return torch.cat([-above, above, torch.full_like(above, -1e3)], dim=1)
 
 
 @pytest.mark.parametrize("codes", CODES)
@@ -74,6 +89,42 @@ def test_a_coarser_image_is_segmented_on_the_tasks_grid_and_brought_back(
     found = segment(task, committee, str(save_nifti(tmp_path / "a.nii.gz", array, affine)))
     assert found.labels.shape == (9, 10, 6)
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
+
+
+def turned(angle: float, tilt: float) -> NDArray[np.float64]:
+    """A rotation about z, then about x."""
+    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]]
+    )
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.0, 3.0)])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((40, 50, 14), np.diag([1.0, 1, 4])),
+        ((40, 50, 20), turned(0.4, 0.3) @ np.diag([1.2, 1, 3])),
+        ((40, 20, 50), np.array([[0, 0, -1.0], [-1.1, 0, 0], [0, 3, 0]])),
+    ],
+    ids=["thick slices", "oblique", "turned round"],
+)
+def test_on_another_grid_a_structure_stays_where_it_is(
+    tmp_path: Path, tiny: Task, shape: tuple[int, int, int], axes: NDArray[np.float64], spacing: tuple[float, ...]
+) -> None:
+    """What is bright, found by a threshold on the task's grid, is what is bright on the image's own."""
+    task = tiny.model_copy(update={"spacing": spacing, "intensity": Intensity(clip=(0, 1))})
+    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ axes.T
+    centre = (np.array(shape) - 1) / 2 @ axes.T + [3, -2, 1]
+    image = (1 - np.linalg.norm((places - centre) / [10, 14, 8], axis=-1) / 2).clip(0, 1)
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    file = save_nifti(tmp_path / "a.nii.gz", image.astype(np.float32), affine)
+    found = segment(task, Committee([Bright()]), str(file))
+    bright = (image > 0.5).astype(np.uint8)
+    assert dice(task, found.labels, bright)[0] > 0.84
+    label = save_nifti(tmp_path / "l.nii.gz", bright, affine)
+    case = prepare_case(task, str(file), str(label))
+    assert dice(task, (case["image"][0].numpy() > 0.5).astype(np.uint8), case["label"][0].numpy())[0] > 0.84
 
 
 @pytest.mark.parametrize(
@@ -179,8 +230,21 @@ def test_volumes_on_a_coarser_grid_are_in_the_images_millilitres(tmp_path: Path,
     task = tiny.model_copy(update={"spacing": (2.0, 2.0, 2.0)})
     file = str(save_nifti(tmp_path / "a.nii.gz", blob((31, 41, 51), 0)[0]))
     found = segment(task, Committee([Certain([0.1, 0.8, 0.1])]), file)
-    assert found.volumes["one"].ml == pytest.approx(31 * 41 * 51 / 1000)
-    assert found.volumes["one"].highest == pytest.approx(16 * 21 * 26 * 8 / 1000)
+    one = found.volumes["one"]
+    assert one.ml == pytest.approx(31 * 41 * 51 / 1000)
+    assert (one.lowest, one.highest) == pytest.approx((one.ml, one.ml))
+    assert found.volumes["two"].ml == found.volumes["two"].highest == 0
+
+
+def test_particles_that_agree_find_one_volume_up_to_the_images_edge(tmp_path: Path, tiny: Task) -> None:
+    """A grid ends at the centres of the outer slices, so thick ones are half there."""
+    task = tiny.model_copy(update={"spacing": (1.0, 1.0, 1.0), "intensity": Intensity(clip=(0, 1))})
+    image = np.zeros((12, 12, 10), np.float32)
+    image[3:9, 3:9] = 1
+    file = str(save_nifti(tmp_path / "a.nii.gz", image, np.diag([1.0, 1, 5, 1])))
+    one = segment(task, Committee([Bright(), Bright()]), file).volumes["one"]
+    assert one.ml == pytest.approx(6 * 6 * 10 * 5 / 1000)
+    assert (one.lowest, one.highest) == pytest.approx((one.ml, one.ml))
 
 
 def test_features_are_those_that_scoring_stores(tmp_path: Path, tiny: Task, committee: Committee) -> None:

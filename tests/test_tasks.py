@@ -12,6 +12,17 @@ from .conftest import ROOT
 
 MINE: dict[str, Any] = {"name": "spleen", "labels": ["spleen"], "window": [32, 32, 32]}
 
+SUPERVISED = {
+    "name": "DynUNet",
+    "arguments": {
+        "kernel_size": [3, 3, 3],
+        "strides": [1, 2, 2],
+        "upsample_kernel_size": [2, 2],
+        "filters": [4, 8, 8],
+        "deep_supervision": True,
+    },
+}
+
 
 def write(folder: Path, **changes: Any) -> str:
     path = folder / "mine.yaml"
@@ -77,6 +88,11 @@ def test_the_example_of_the_readme_is_a_task(tmp_path: Path) -> None:
         ({"network": {"name": "UNet", "arguments": {"channels": [4, 8]}}}, ["network", "UNet"]),
         ({"window": [30, 31, 32]}, ["window", "(30, 31, 32)"]),
         ({"mi_grid": "padded", "patches": True}, ["mi_grid", "patches"]),
+        ({"alpha": float("inf")}, ["alpha", "finite"]),
+        ({"intensity": {"clip": [0, float("inf")]}}, ["intensity.clip", "finite"]),
+        ({"labels": ["a", "b"], "aliases": {"a": ["x"], "b": ["X "]}}, ["aliases", "both a and b"]),
+        ({"labels": ["a", "b"], "aliases": {"a": ["B"]}}, ["aliases", "both b and a"]),
+        ({"network": SUPERVISED}, ["network", "deep supervision"]),
         ({"aliases": {"liver": ["x"]}}, ["aliases", "liver", "spleen"]),
         ({"mi_over": "median"}, ["mi_over", "median", "mean"]),
     ],

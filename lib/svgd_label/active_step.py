@@ -98,7 +98,7 @@ def score_pool(
         ranking = refresh_ranking(pool, task, version=version, strategy=strategy, seed=seed)
         result.pool = len(ranking)
         result.acquisition = pool.acquire(version, strategy.name, task.queries, repeat=strategy.repeat)
-    except (OutdatedVersion, ValueError) as error:  # another run, for a newer version, has ranked in between
+    except OutdatedVersion as error:  # another run, for a newer version, has ranked in between
         logger.info("scoring for version %d ends: %s", version, error)
     return result
 
@@ -224,6 +224,9 @@ def _score(
             return image, (_finite(row), prepared.codes)
         except ImageError as error:
             return image, error
+        except Exception as error:  # as where the device's memory is full: the others are scored all the same
+            logger.exception("%s cannot be scored", image)
+            return image, ImageError(f"{image}: cannot be scored ({type(error).__name__}), see the log", passing=True)
 
     executor = ThreadPoolExecutor(workers, initializer=start)
     try:
@@ -244,10 +247,15 @@ def _read(task: Task, image: str, paths: Mapping[str, str]) -> PreparedImage | I
 
 
 def _finite(row: ScoreRow) -> ScoreRow:
-    """The row, where all of its numbers are finite: a single one that is not would spoil the whole ranking."""
+    """The row, where all of its numbers are finite: a single one that is not would spoil the whole ranking.
+
+    The fault is this committee's, so the image comes back with the next one.
+    """
     values = [row.entropy, row.expected_entropy, row.jsd, row.variance, *row.details["class_entropy"].values()]
     if not (np.isfinite(values).all() and (row.features is None or np.isfinite(row.features).all())):
-        raise ImageError(f"{row.image}: the network's answer holds NaN or infinite values, so it cannot be ranked")
+        raise ImageError(
+            f"{row.image}: the network's answer holds NaN or infinite values, so it cannot be ranked", passing=True
+        )
     return row
 
 

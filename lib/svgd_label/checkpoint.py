@@ -98,7 +98,10 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
     if differing:
         raise MismatchError(f"{path.name}: the committee is of another shape: {'; '.join(differing)}")
     committee = new_committee(task, seed=0)
-    committee.load_state_dict(state)
+    try:
+        committee.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:  # another release of MONAI may build another network by the same name
+        raise MismatchError(f"{path.name}: its weights do not fit the network {task.network.name}") from error
     return Checkpoint(committee.to(device), version, metrics)
 
 

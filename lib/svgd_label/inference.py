@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from svgd_label.bottleneck import Bottleneck
 from svgd_label.images import load_volume
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
-from svgd_label.tasks.transforms import load_label, normalise, on_grid, to_grid
+from svgd_label.tasks.transforms import check_room, load_label, normalise, on_grid, to_grid
 from svgd_label.uncertainty import ParticleMoments, entropy
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,8 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
     grid = to_grid(task)
     moved = on_grid(task, volume, grid)
     image = normalise(task, moved).as_tensor().to(next(committee.parameters()).device)
+    if image.device.type == "cpu":
+        check_room(Path(path).name, image.shape[1:], 4 * (2 * task.classes + 4))  # measured: 38 bytes for three classes
     prediction = predict(task, committee, image)
     # Before going back, and both in one: a single map is moved, not the probabilities.
     codes = torch.cat([_codes(task, slab) for slab in prediction.probabilities.split(SLAB, dim=1)])
@@ -206,7 +209,7 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
         labels=labels,
         bands=(restored // task.classes).astype(np.uint8),
         affine=affine,
-        volumes=_volumes(task, labels, affine, prediction.voxels.cpu().numpy(), np.asarray(moved.affine)),
+        volumes=_volumes(task, labels, affine, codes, prediction.voxels, np.asarray(moved.affine)),
         features=prediction.features,
     )
 
@@ -221,19 +224,23 @@ def _volumes(
     task: Task,
     labels: NDArray[np.uint8],
     affine: NDArray[np.float64],
-    voxels: NDArray[np.int64],
+    codes: Tensor,
+    voxels: Tensor,
     grid: NDArray[np.float64],
 ) -> dict[str, Volume]:
-    """From the label map on the image's own grid, and the particles' counts (M, C) on the task's."""
-    own, each = (abs(np.linalg.det(a[:3, :3])) / 1000 for a in (affine, grid))
-    return {
-        name: Volume(
-            ml=float(np.count_nonzero(labels == value) * own),
-            lowest=float(voxels[:, value].min() * each),
-            highest=float(voxels[:, value].max() * each),
-        )
-        for value, name in enumerate(task.labels, start=1)
-    }
+    """From the label map on the image's own grid; codes (D, H, W) and the particles' counts (M, C) on the task's."""
+    own, nominal = (abs(np.linalg.det(a[:3, :3])) / 1000 for a in (affine, grid))
+    mean = sum(
+        torch.bincount(slab.flatten().int() % task.classes, minlength=task.classes) for slab in codes.split(SLAB)
+    )
+    found = {}
+    for value, name in enumerate(task.labels, start=1):
+        ml, on_grid = float(np.count_nonzero(labels == value) * own), int(mean[value])
+        # A grid ends at the centres of its outer voxels: what reaches the image's edge is smaller on a coarser one.
+        each = ml / on_grid if ml and on_grid else nominal
+        counts = voxels[:, value]
+        found[name] = Volume(ml=ml, lowest=int(counts.min()) * each, highest=int(counts.max()) * each)
+    return found
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -243,13 +250,10 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def dice(task: Task, labels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> list[float]:
     """Dice of each structure between two label maps (X, Y, Z); NaN for one that the reference does not hold."""
-
-    def one_hot(values: NDArray[np.uint8]) -> Tensor:
-        indices = torch.from_numpy(np.ascontiguousarray(values)).long()
-        return torch.nn.functional.one_hot(indices, task.classes).movedim(-1, 0).unsqueeze(0)
-
-    metric = DiceMetric(include_background=False, reduction="none")
-    scores = torch.as_tensor(metric(one_hot(labels), one_hot(reference)))
+    metric = DiceMetric(include_background=False, reduction="none", num_classes=task.classes)
+    scores = torch.as_tensor(
+        metric(*(torch.from_numpy(np.ascontiguousarray(x))[None, None] for x in (labels, reference)))
+    )
     result: list[float] = scores[0].tolist()
     return result
 

@@ -55,9 +55,11 @@ def dice_log_likelihood(
         A scalar.
 
     Raises:
-        ValueError: for labels of another shape or with other values, unless a CUDA graph is being captured.
+        ValueError: for labels of another shape, or with other values unless a CUDA graph is being captured.
     """
     classes = logits.shape[1]
+    if labels.shape != (wanted := (logits.shape[0], 1, *logits.shape[2:])):
+        raise ValueError(f"labels must be of shape {tuple(wanted)}, not {tuple(labels.shape)}")
     if not (labels.is_cuda and torch.cuda.is_current_stream_capturing()):  # a CUDA graph cannot look at values
         _check(labels, classes)
     # Compared, not by torch's one_hot, which spends as long on it as on all the rest.
@@ -73,8 +75,9 @@ def dice_log_likelihood(
 
 def _check(labels: Tensor, classes: int) -> None:
     least, most = labels.aminmax()
-    if labels.shape[1] != 1 or least < 0 or most >= classes:
+    whole = not labels.is_floating_point() or bool((labels == labels.floor()).all())  # NaN is not itself
+    if not whole or least < 0 or most >= classes:
         raise ValueError(
-            f"labels must be (B, 1, *spatial) with values from 0 to {classes - 1}, not of shape {tuple(labels.shape)} "
-            f"with values from {least:g} to {most:g}"
+            f"labels must be whole numbers from 0 to {classes - 1}; these go from {least:g} to {most:g}"
+            f"{'' if whole else ', with others between'}"
         )

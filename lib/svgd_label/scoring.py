@@ -16,7 +16,7 @@ from svgd_label.inference import particle_moments, sliding_window
 from svgd_label.pool import ScoreRow
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
-from svgd_label.tasks.transforms import prepare_image
+from svgd_label.tasks.transforms import check_room, prepare_image
 from svgd_label.uncertainty import maps
 
 
@@ -39,7 +39,7 @@ def prepare(task: Task, image: str, path: str) -> PreparedImage:
             mutual information would be 0 with everything and put it on top of every ranking.
     """
     prepared = prepare_image(task, path).as_tensor()
-    if similarity.saturated(similarity.codes(prepared.numpy(), bins=task.mi_bins)):
+    if similarity.saturated(similarity.codes(prepared.numpy(), bins=similarity.BINS)):
         raise ImageError(
             f"{image}: after normalisation 99 % of its voxels have the same grey value, so nothing can be told from it"
         )
@@ -64,8 +64,14 @@ def mi_shape(task: Task) -> tuple[int, int, int]:
 
 @torch.inference_mode()
 def score(task: Task, committee: Committee, prepared: PreparedImage) -> ScoreRow:
-    """The committee's uncertainty on one image, aggregated over its own voxels."""
+    """The committee's uncertainty on one image, aggregated over its own voxels.
+
+    Raises:
+        ImageError: the memory for it is not there.
+    """
     device = next(committee.parameters()).device
+    if device.type == "cpu":
+        check_room(prepared.id, prepared.image.shape[1:], 4 * (4 * task.classes + 6))  # measured: 61 bytes for three
     if committee.training:  # asking all modules of all particles takes milliseconds
         committee.eval()
     with Bottleneck(committee) as bottleneck:

@@ -102,8 +102,17 @@ def test_a_better_prediction_is_likelier_in_both_readings(form: Likelihood) -> N
 
 
 @pytest.mark.parametrize(
-    "labels", [torch.full((1, 1, 2, 2, 2), 3), torch.full((1, 1, 2, 2, 2), -1), torch.zeros(1, 3, 2, 2, 2)]
+    ("labels", "words"),
+    [
+        (torch.full((1, 1, 2, 2, 2), 3), "whole numbers from 0 to 2"),
+        (torch.full((1, 1, 2, 2, 2), -1), "whole numbers from 0 to 2"),
+        (torch.full((1, 1, 2, 2, 2), 0.5), "with others between"),
+        (torch.full((1, 1, 2, 2, 2), torch.nan), "whole numbers from 0 to 2"),
+        (torch.zeros(1, 3, 2, 2, 2), "shape"),
+        (torch.zeros(1, 1, 1, 1, 1), "shape"),
+        (torch.zeros(2, 1, 2, 2, 2), "shape"),
+    ],
 )
-def test_labels_that_are_no_classes_are_refused(labels: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="values from 0 to 2"):
+def test_labels_that_are_no_classes_are_refused(labels: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         dice_log_likelihood(torch.zeros(1, 3, 2, 2, 2), labels)

@@ -255,6 +255,12 @@ def test_particles_of_two_architectures_are_refused() -> None:
         )
 
 
+def test_particles_with_parameters_of_two_types_are_refused() -> None:
+    particles = [[nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, dtype=torch.float64))] for _ in range(2)]
+    with pytest.raises(ValueError, match="one type on one device"):
+        SVGD(torch.optim.SGD([p for particle in particles for p in particle], lr=0.1), particles)
+
+
 def test_particles_in_two_memory_formats_and_views_with_gaps_are_refused() -> None:
     committee = Committee.build(lambda: nn.Conv3d(2, 4, 3), size=2, seed=0)
     optimizer = SVGD(torch.optim.SGD(committee.parameters(), lr=0.1), committee.trainable())

@@ -135,7 +135,7 @@ def test_older_versions_cannot_undo_newer_ones(pool: Pool) -> None:
         rank(pool, 1, "cba")
     with pytest.raises(OutdatedVersion):
         pool.acquire(1, "entropy_mi", 1)
-    with pytest.raises(ValueError, match="the ranking is of version 2, not of 3"):
+    with pytest.raises(OutdatedVersion, match="the ranking is of version 2, not of 3"):
         pool.acquire(3, "entropy_mi", 1)
     assert [row.image for row in pool.ranking()] == ["a", "b", "c"]
 

@@ -83,7 +83,11 @@ def times(shape: Sequence[int]) -> str:
 
 
 def check_memory(shape: Sequence[int], bytes_per_voxel: int) -> None:
-    """Refuses what would not fit into the memory that is free now."""
+    """Refuses what would not fit into the memory that is free now.
+
+    Raises:
+        Unusable: it would not; :class:`NoMemory` where the machine could hold it.
+    """
     needed, memory = math.prod(shape) * bytes_per_voxel, psutil.virtual_memory()
     if needed > memory.total:
         raise Unusable(f"{times(shape)} voxels do not fit into this machine's memory")

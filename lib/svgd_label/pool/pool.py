@@ -237,8 +237,7 @@ class Pool(Scores):
             repeat: the share of the picks that labelled images may have, rounded down; those beyond it are passed over.
 
         Raises:
-            OutdatedVersion: a newer version has acquired.
-            ValueError: the ranking in place is another version's.
+            OutdatedVersion: a newer version has acquired, or the ranking in place is another version's.
         """
         with self.database.transaction() as connection:
             done = connection.execute("SELECT * FROM acquisitions WHERE version = ?", (version,)).fetchone()
@@ -248,7 +247,7 @@ class Pool(Scores):
             if last is not None and last > version:
                 raise OutdatedVersion(f"version {last} has acquired; {version} is too old")
             if self.ranking_version() != version:
-                raise ValueError(f"the ranking is of version {self.ranking_version()}, not of {version}")
+                raise OutdatedVersion(f"the ranking is of version {self.ranking_version()}, not of {version}")
             ranked = connection.execute(
                 "SELECT image, labelled, score, entropy, mutual_information "
                 f"FROM images LEFT JOIN ranking USING (image) WHERE rank IS NOT NULL AND {_IN_POOL} "

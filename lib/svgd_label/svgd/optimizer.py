@@ -67,6 +67,8 @@ class SVGD(Optimizer):
         """
         _remove(self._handles)
         layout = _layout(self.particles)
+        if len({(parameter.device, parameter.dtype) for parameter in self._parameters()}) > 1:
+            raise ValueError("SVGD needs particles of one type on one device: their distance is over all parameters")
         # Only of a dense tensor does torch keep the strides.
         if any(torch.empty_like(p, device="meta").stride() != p.stride() for p in self.particles[0]):
             raise ValueError("SVGD needs dense parameters, not views that leave out or repeat parts of their memory")

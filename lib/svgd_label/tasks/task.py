@@ -26,7 +26,7 @@ class TaskError(UserError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Intensity(_Strict):
@@ -130,6 +130,12 @@ class Task(_Strict):
         unknown = sorted(set(self.aliases) - set(self.labels))
         if unknown:
             raise ValueError(f"aliases: {', '.join(unknown)} is no structure of this task ({', '.join(self.labels)})")
+        owners: dict[str, str] = {label.strip().casefold(): label for label in self.labels}
+        for label, names in self.aliases.items():
+            for name in names:
+                owner = owners.setdefault(name.strip().casefold(), label)
+                if owner != label:
+                    raise ValueError(f"aliases: {name} stands for both {owner} and {label}; keep it for one of them")
         if self.patches and self.mi_grid == "padded":
             raise ValueError("mi_grid: padded needs whole volumes; with patches: true take a size such as [32, 32, 32]")
         self._check_network()
@@ -151,10 +157,10 @@ class Task(_Strict):
             raise ValueError(
                 f"network: {self.network.name} with these arguments does not take a window of {self.window} ({reason})"
             ) from error
-        if shape != self.window:
+        if shape != (wanted := (1, self.classes, *self.window)):
             raise ValueError(
-                f"network: {self.network.name} turns a window of {self.window} into {shape}; "
-                "take a window whose sides it can halve"
+                f"network: {self.network.name} turns a window of {self.window} into {shape}, not into {wanted}; "
+                "take a window whose sides it can halve, and no deep supervision"
             )
 
     def takes(self, window: tuple[int, int, int]) -> bool:
@@ -173,18 +179,18 @@ class Task(_Strict):
 
 
 def _output_shape(network: Network, classes: int, window: tuple[int, int, int]) -> tuple[int, ...]:
-    """What becomes of a window, without computing it."""
+    """What becomes of a window in training and in inference, without computing it; the first that is another shape."""
     with torch.device("meta"), torch.inference_mode():
-        module = getattr(nets, network.name)(
-            spatial_dims=3, in_channels=1, out_channels=classes, **network.arguments
-        ).eval()
-        return tuple(module(torch.empty(1, 1, *window)).shape[-3:])
+        module = getattr(nets, network.name)(spatial_dims=3, in_channels=1, out_channels=classes, **network.arguments)
+        batch = torch.empty(2, 1, *window)  # of one, batch normalisation cannot train
+        shapes = [(1, *module.train(training)(batch).shape[1:]) for training in (True, False)]
+        return next((shape for shape in shapes if shape != (1, classes, *window)), shapes[0])
 
 
 @functools.cache
 def _takes(network: str, classes: int, window: tuple[int, int, int]) -> bool:
     try:
-        return _output_shape(Network.model_validate_json(network), classes, window) == window
+        return _output_shape(Network.model_validate_json(network), classes, window) == (1, classes, *window)
     except Exception:  # whatever it is, the network does not take it
         return False
 

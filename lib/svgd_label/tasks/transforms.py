@@ -1,5 +1,6 @@
 """The transforms of a task, built once from it and shared by training, inference and scoring."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,24 @@ def on_grid(task: Task, image: MetaTensor, transform: Compose) -> MetaTensor:
         if max(sides) > LARGEST_SIDE:
             raise ImageError(f"{name}: it is {max(sides) / 1000:.3g} m long; are its voxel sizes right?")
         voxels = [int(side / task.spacing[int(axis)]) + 1 for side, axis in zip(sides, axes, strict=True)]
-        try:
-            check_memory(voxels, 3 * 4)
-        except Unusable as error:
-            raise ImageError(f"{name}: on the task's grid, {error}", passing=isinstance(error, NoMemory)) from error
+        check_room(name, voxels, 3 * 4)
         if min(voxels) < 2:
             raise ImageError(f"{name}: on the task's grid it has {times(voxels)} voxels; are its voxel sizes right?")
     moved = transform(image)
     assert isinstance(moved, MetaTensor)  # not made anew: that would forget the way back
     return moved
+
+
+def check_room(name: str, voxels: Sequence[int], bytes_per_voxel: int) -> None:
+    """Refuses an image that would not fit into the memory that is free now.
+
+    Raises:
+        ImageError: with the name; ``passing`` where the machine could hold it.
+    """
+    try:
+        check_memory(voxels, bytes_per_voxel)
+    except Unusable as error:
+        raise ImageError(f"{name}: on the task's grid, {error}", passing=isinstance(error, NoMemory)) from error
 
 
 def normalise(task: Task, image: MetaTensor) -> MetaTensor:

@@ -22,6 +22,10 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be used; the sentence says which and what differs."""
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint that cannot be read now: its disk is away, or memory is short. It may be sound."""
+
+
 class MismatchError(CheckpointError):
     """A sound checkpoint of another task, size or network."""
 
@@ -82,7 +86,8 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
 
     Raises:
         MismatchError: of another task, size or network than ``task``'s.
-        CheckpointError: unreadable, or of another format.
+        UnreadableError: it cannot be read now.
+        CheckpointError: damaged, deleted, or of another format.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -92,6 +97,10 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
             raise CheckpointError(f"{path.name}: format {content['format']}; this version reads format {FORMAT}")
     except CheckpointError:
         raise
+    except (OSError, MemoryError) as error:
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+            raise CheckpointError(f"{path.name}: the file is gone") from error
+        raise UnreadableError(f"{path.name}: the committee cannot be read at present ({error})") from error
     except Exception as error:
         raise CheckpointError(f"{path.name}: not a committee that can be read ({type(error).__name__})") from error
     differing = [f"{k} {stored[k]!r} there, {value!r} here" for k, value in _shape(task).items() if stored[k] != value]

@@ -230,9 +230,9 @@ def _volumes(
 ) -> dict[str, Volume]:
     """From the label map on the image's own grid; codes (D, H, W) and the particles' counts (M, C) on the task's."""
     own, nominal = (abs(np.linalg.det(a[:3, :3])) / 1000 for a in (affine, grid))
-    mean = sum(
-        torch.bincount(slab.flatten().int() % task.classes, minlength=task.classes) for slab in codes.split(SLAB)
-    )
+    mean = torch.zeros(task.classes, dtype=torch.long, device=codes.device)
+    for slab in codes.split(SLAB):
+        mean += torch.bincount(slab.flatten().int() % task.classes, minlength=task.classes)
     found = {}
     for value, name in enumerate(task.labels, start=1):
         ml, on_grid = float(np.count_nonzero(labels == value) * own), int(mean[value])

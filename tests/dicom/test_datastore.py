@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import threading
 from pathlib import Path
 
 import nibabel
@@ -304,3 +305,16 @@ def test_no_log_holds_a_password_or_a_patient(
     ours = "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.INFO)
     for secret in (password, PATIENT, PATIENT_ID):
         assert secret not in ours
+
+
+def test_no_series_is_exchanged_while_a_label_is_saved(orthanc: Orthanc, store: DicomDatastore, tmp_path: Path) -> None:
+    """Between the check that a label fits its image and its transaction, another image must not come."""
+    uid = load(orthanc, tmp_path)
+    mirror = threading.Thread(target=store.mirror.synchronise)
+    with store.changing:
+        mirror.start()
+        mirror.join(timeout=3)
+        assert mirror.is_alive()
+        assert store.list_images() == []
+    mirror.join()
+    assert store.list_images() == [uid]

@@ -1,12 +1,14 @@
 """SEGs that other programs stored become labels; our own are known again."""
 
 import shutil
+import time
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom import Dataset
 from pydicom.uid import generate_uid
 from tests.dicom.store import Open, instances, label_map, load, save, state
 
@@ -14,6 +16,7 @@ from svgd_label.images import geometry
 from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
 from svgd_label.server.dicom.segmentation import MAKER, Origin, make_segmentation
+from svgd_label.server.dicom.takeover import _written
 
 pytestmark = pytest.mark.slow
 
@@ -150,3 +153,20 @@ def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_wait
     store.mirror.synchronise()
     store.mirror.synchronise()
     assert store.get_labeled_images() == sorted([uid, other])
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "UTC"])
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_seg_was_written_in_the_past(monkeypatch: pytest.MonkeyPatch, zone: str, is_local: bool) -> None:
+    """One of ten minutes ago must not replace a label of one minute ago, whichever time it was written in."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        written = time.time() - 600
+        moment = time.localtime(written) if is_local else time.gmtime(written)
+        theirs = Dataset()
+        theirs.ContentDate, theirs.ContentTime = time.strftime("%Y%m%d", moment), time.strftime("%H%M%S", moment)
+        assert _written(theirs) <= time.time() - 599
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -56,6 +56,15 @@ def test_a_clock_that_is_put_back_holds_nobody_up(pool: Pool, clock: Any) -> Non
     assert pool.touch("a", "cleo")
 
 
+def test_a_clock_that_is_put_back_a_little_takes_an_image_from_nobody(pool: Pool, clock: Any) -> None:
+    assert ask(pool, "anna") == "a"
+    clock.wait(-0.5)
+    assert ask(pool, "anna") == "a"
+    assert ask(pool, "ben") == "b"
+    clock.wait(-60)
+    assert not pool.touch("a", "ben")
+
+
 def test_two_clients_never_hold_one_image(pool: Pool, clock: Any) -> None:
     assert [ask(pool, "anna"), ask(pool, "ben"), ask(pool, "anna"), ask(pool, "ben")] == ["a", "b", "a", "b"]
     clock.wait(11)

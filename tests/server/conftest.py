@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ def folder(tmp_path: Path) -> Path:
 def open_store(folder: Path) -> Iterator[Callable[..., SafeDatastore]]:
     opened: list[SafeDatastore] = []
 
-    def open_it(auto_reload: bool = False) -> SafeDatastore:
+    def open_it(auto_reload: bool = False, **others: Any) -> SafeDatastore:
         state = folder / ".svgd"
         pool = Pool(Database(state, task=TASK.name), validation="fifth", max_frequency=10)
-        opened.append(SafeDatastore(folder, state=state, pool=pool, task=TASK, auto_reload=auto_reload))
+        opened.append(SafeDatastore(folder, state=state, pool=pool, task=TASK, auto_reload=auto_reload, **others))
         return opened[-1]
 
     yield open_it

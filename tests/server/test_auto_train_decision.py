@@ -11,7 +11,7 @@ from monailabel.utils.async_tasks.utils import background_tasks
 
 from svgd_label.pool import Database, LabelStore, Pool, Studies
 from svgd_label.server import auto_train
-from svgd_label.server.auto_train import AutoTrain
+from svgd_label.server.auto_train import AutoTrain, is_running, is_waiting
 
 
 class Desk:
@@ -103,12 +103,32 @@ def test_a_correction_after_a_training_counts_again(desk: Desk) -> None:
 @pytest.mark.parametrize("method", ["train", "scoring"])
 def test_it_waits_for_what_is_running(desk: Desk, method: str) -> None:
     server = desk.server()
-    other = {"status": "SUBMITTED", "start_ts": "2020-01-01 00:00:00"}
-    background_tasks[method].append(other)
+    other = {"status": "RUNNING", "start_ts": "2020-01-01 00:00:00"}
+    queued = {"status": "SUBMITTED", "start_ts": "2020-01-01 00:00:00"}  # behind it, however long
+    background_tasks[method] += [other, queued]
     desk.save(server, "ab")
+    assert is_waiting(method)
     assert stays(0, desk)
-    other["status"] = "DONE"
+    other["status"] = queued["status"] = "DONE"
     assert stays(1, desk)
+
+
+def test_what_could_not_be_started_is_not_waited_for(desk: Desk) -> None:
+    """MONAI Label's list keeps it as submitted for ever."""
+    asked = datetime.fromtimestamp(time.time() - 30)
+    lost = {"status": "SUBMITTED", "start_ts": asked.strftime("%Y-%m-%d %H:%M:%S")}
+    background_tasks["train"].append(lost)
+    assert is_running("train")
+    lost["start_ts"] = "2020-01-01 00:00:00"
+    assert not is_running("train")
+
+
+def test_labels_from_the_future_are_not_new_after_every_training(desk: Desk) -> None:
+    server = desk.server()
+    desk.save(server, "ab", ago=-3600)
+    assert server.new_labels() == 0
+    desk.save(server, "cd", ago=-5)
+    assert server.new_labels() == 2
 
 
 def test_a_stopped_training_counts_until_the_server_is_started_again(desk: Desk) -> None:

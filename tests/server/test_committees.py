@@ -1,18 +1,22 @@
 """Which committee the server uses: shipped, published, damaged or of another task."""
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import HTTPException
 from tests.conftest import blob, save_nifti
 
 from svgd_label import checkpoint
-from svgd_label.checkpoint import new_committee, save
+from svgd_label.checkpoint import UnreadableError, new_committee, save
 from svgd_label.errors import UserError
 from svgd_label.pool import Database, Pool
 from svgd_label.server.app import _check_labels
 from svgd_label.server.committees import Committees
+from svgd_label.server.conf import Conf
+from svgd_label.server.trainer import SVGDTrainer
 from svgd_label.tasks import Task
 
 TINY = Task.model_validate(
@@ -85,6 +89,46 @@ def test_after_the_index_was_lost_the_files_are_taken_over(committees: Committee
     found.adopt_files()
     assert version_of(found) == 3
     assert again.model_metrics(3) == {**metrics, "origin": "found in the state folder"}
+
+
+def test_a_kill_between_file_and_index_loses_no_training(committees: Committees) -> None:
+    for version in (0, 1):
+        publish(committees, version)
+    save(committees.file(2), new_committee(TINY, seed=2), TINY, version=2, metrics={"steps": 4})
+    committees.adopt_files()
+    assert version_of(committees) == 2
+    assert committees.pool.model_metrics(2)["steps"] == 4
+    committees.pool.withdraw(2)
+    committees.pool.publish(3, committees.file(3), {})
+    committees.adopt_files()
+    assert committees.pool.committee_file(2) is None, "older than one that is known"
+
+
+def test_what_cannot_be_read_at_present_is_not_withdrawn(committees: Committees) -> None:
+    for version in (1, 2):
+        publish(committees, version)
+    away = committees.folder.rename(committees.folder.with_name("away"))
+    with pytest.raises(UnreadableError, match="cannot be read at present"):
+        committees.read_newest()
+    away.rename(committees.folder)
+    assert version_of(committees) == 2
+    committees.file(2).unlink()
+    assert (found := committees.read_newest()) is not None
+    assert found.version == 1, "a file that is gone is gone"
+
+
+def test_a_second_training_beside_one_that_runs_is_refused(committees: Committees) -> None:
+    """As after a kill of the server alone, which its training outlives."""
+    trainer = SVGDTrainer(committees, Conf())
+    trainer.stats_file.write_text('{"status": "training", "version": 1}')
+    with (trainer.stats_file.with_name("training.lock")).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(HTTPException, match="another training of this study runs"):
+            trainer({}, None)
+    assert trainer.stats_file.read_text() == '{"status": "training", "version": 1}', "those of the one that runs"
+    with pytest.raises(HTTPException) as caught:
+        trainer({}, None)
+    assert caught.value.status_code == 400, "nothing is labelled"
 
 
 def test_the_shipped_one_is_version_zero_where_nothing_newer_is_there(

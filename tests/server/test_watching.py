@@ -1,8 +1,10 @@
 """What others do in the studies folder is noticed, and nothing of one's own is undone."""
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,3 +90,35 @@ def test_watching_undoes_nothing_of_ones_own(
     assert len(store.labels.versions()) == 12
     assert store.get_label_info("a", "final")["client_id"] == "anna"
     assert store.pool.database.connection.total_changes == before
+
+
+def test_a_process_beside_the_server_leaves_the_folder_to_it(
+    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path
+) -> None:
+    """What it indexed first would be no news to the server, which then would neither rank nor train."""
+    told: list[None] = []
+    server = open_store(auto_reload=True, on_change=lambda: told.append(None))
+    open_store(auto_reload=True, beside=True)
+    for number in range(3):
+        write(tmp_path / "new.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / f"new{number}.nii.gz")
+        open_store(auto_reload=False, beside=True)
+        eventually(lambda number=number: len(told) == number + 1)  # type: ignore[misc]
+        assert f"new{number}" in server.list_images()
+
+
+def test_what_could_not_be_followed_is_looked_at_again(
+    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svgd_label.server.watcher._POLL_SECONDS", 0.3)
+    store = open_store(auto_reload=True)
+    check, calls = store.studies.check, []
+
+    def full_once(*names: Any) -> int:
+        calls.append(names)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return check(*names)
+
+    monkeypatch.setattr(store.studies, "check", full_once)
+    write(tmp_path / "new.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "new.nii.gz")
+    eventually(lambda: "new" in store.list_images())

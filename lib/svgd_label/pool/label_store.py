@@ -170,14 +170,15 @@ class LabelStore:
         rows = self._database.connection.execute("SELECT image FROM labels WHERE tag = ? ORDER BY image", (FINAL,))
         return [row["image"] for row in rows]
 
-    def saved_since(self, moment: float) -> int:
-        """How many images have a final label that was saved after ``moment``, in seconds since the epoch.
+    def saved_between(self, after: float, until: float) -> int:
+        """How many images have a final label that was saved in this time, in seconds since the epoch.
 
         A label that was dropped into the folder counts by the time of its file.
         """
         found = self._database.connection.execute(
-            "SELECT COUNT(*) FROM labels JOIN images USING (image) WHERE tag = ? AND saved > ? AND present = 1",
-            (FINAL, moment),
+            "SELECT COUNT(*) FROM labels JOIN images USING (image) "
+            "WHERE tag = ? AND saved > ? AND saved <= ? AND present = 1",
+            (FINAL, after, until),
         )
         return int(found.fetchone()[0])
 

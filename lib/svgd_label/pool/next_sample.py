@@ -14,8 +14,11 @@ _COLUMNS = """
     SELECT i.image, i.queue_position, i.rank, i.first_position, r.version, r.score, r.entropy, r.mutual_information
 """
 _PROPOSAL = f"{_COLUMNS} FROM images i LEFT JOIN ranking r ON r.image = i.image"
-ALIVE: Final = "l.renewed > :expired AND l.renewed <= :now"
-"""Of a lease l, with the values of ``NextSample.limits``. One from the future is of a clock that was put back."""
+ALIVE: Final = "l.renewed > :expired AND l.renewed < :future"
+"""Of a lease l, with the values of ``NextSample.limits``.
+
+A clock that is put back a little takes an image from nobody; one put back by more than a lease must not lock it.
+"""
 _FREE = f"""
     AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.image = i.image AND l.client <> :client AND {ALIVE})
 """
@@ -58,7 +61,7 @@ class NextSample:
             current = self._current(connection, client)
             if current is not None:
                 image, proposed = current
-                if 0 <= now - proposed < REPEAT_SECONDS:
+                if abs(now - proposed) < REPEAT_SECONDS:
                     connection.execute("UPDATE leases SET renewed = ? WHERE image = ?", (now, image))
                     row = connection.execute(f"{_PROPOSAL} WHERE i.image = ?", (image,)).fetchone()
                     return self._proposal(connection, row, random=random)
@@ -85,9 +88,9 @@ class NextSample:
         return None
 
     def limits(self) -> dict[str, float]:
-        """Between which times, in seconds, a lease that is alive was last renewed: after ``expired``, up to ``now``."""
+        """Between which times, in seconds, a lease that is alive was last renewed."""
         now = self._clock()
-        return {"expired": now - self._lease_seconds, "now": now}
+        return {"expired": now - self._lease_seconds, "future": now + self._lease_seconds}
 
     def touch(self, image: str, client: str) -> bool:
         """Renews the client's lease, or takes one that nobody else holds; False where somebody does.
@@ -97,7 +100,7 @@ class NextSample:
         with self._database.transaction() as connection:
             now = self._clock()
             lease = connection.execute("SELECT client, renewed FROM leases WHERE image = ?", (image,)).fetchone()
-            if lease is not None and lease["client"] != client and 0 <= now - lease["renewed"] < self._lease_seconds:
+            if lease is not None and lease["client"] != client and abs(now - lease["renewed"]) < self._lease_seconds:
                 return False
             if lease is not None and lease["client"] == client:
                 connection.execute("UPDATE leases SET renewed = ? WHERE image = ?", (now, image))

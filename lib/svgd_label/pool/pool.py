@@ -148,10 +148,12 @@ class Pool(Scores):
         name = str(file.relative_to(self.database.folder) if file.is_relative_to(self.database.folder) else file)
         with self.database.transaction() as connection:
             row = connection.execute("SELECT file FROM models WHERE version = ?", (version,)).fetchone()
-            if row is not None and row["file"] != name and version != 0:
-                raise ValueError(f"model version {version} is {row['file']}, it cannot be {name} as well")
+            if row is not None:
+                if row["file"] != name:
+                    raise ValueError(f"model version {version} is {row['file']}, it cannot be {name} as well")
+                return
             connection.execute(
-                "INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?)",
+                "INSERT INTO models VALUES (?, ?, ?, ?)",
                 (version, name, self._clock(), json.dumps(metrics, default=str)),
             )
 

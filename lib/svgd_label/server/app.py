@@ -3,6 +3,8 @@
 import functools
 import json
 import logging
+import os
+import sys
 import time
 from typing import Any
 
@@ -17,7 +19,6 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.utils.async_tasks.utils import tasks
 
 import svgd_label
 from svgd_label import acquisition
@@ -25,10 +26,10 @@ from svgd_label.active_step import refresh_ranking, settle, write_first_order
 from svgd_label.device import default_device
 from svgd_label.errors import UserError
 from svgd_label.inference import dice
-from svgd_label.pool import Database, LabelVersion, OutdatedVersion, Pool
+from svgd_label.pool import ORIGINAL, Database, LabelVersion, OutdatedVersion, Pool
 from svgd_label.process import keep_freed_memory, set_thread_policy
 from svgd_label.server import login, ohif, routes
-from svgd_label.server.auto_train import AutoTrain, is_running
+from svgd_label.server.auto_train import AutoTrain, is_running, is_waiting
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.datastore import SafeDatastore
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 MODEL = "svgd"
 UNCERTAINTY = "svgd_uncertainty"
 SCORING = "entropy_mi"
+RETRY_SECONDS = 600.0
+"""Until images that could not be scored are tried again with the same committee."""
 
 
 class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
@@ -62,6 +65,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         try:
             self._server_mode = False  # the watcher may call before MONAI Label's constructor has set it
             self._ranking, self._folder, self._comparing = (Worker(name) for name in ("ranking", "folder", "comparing"))
+            self._asked: tuple[int, dict[str, str | None]] | None = None
+            self._not_before = 0.0
             self.settings = Conf.read(conf or {})
             self.task = self.settings.load_task()
             if not studies:
@@ -111,6 +116,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             "pool": self.pool,
             "task": self.task,
             "auto_reload": settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            "beside": "monailabel.app" not in sys.modules,  # which the server is, and no process that it starts
             "on_change": functools.partial(self._folder.do, self._folder_changed),
         }
         if self._dicom is None:
@@ -167,8 +173,14 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """As MONAI Label's; notes which version the annotator is going to correct, and that he still works on it."""
-        result = super().infer(request, datastore)
-        image, version = request.get("image"), result["params"].get("model_version")
+        image, store = request.get("image"), datastore or self._datastore
+        known = isinstance(image, str) and os.sep not in image and store.get_image_uri(image)
+        # By its path: MONAI Label takes an id for a path where something of that name lies in the working directory.
+        result = super().infer({**request, "image": known} if known else request, store)
+        if known and request.get("save_label"):  # which it leaves undone for a path
+            said = {"model": request.get("model"), "params": result["params"]}
+            result["label"] = store.save_label(image, result["file"], request.get("label_tag") or ORIGINAL, said)
+        version = result["params"].get("model_version")
         if version is not None and isinstance(image, str) and self.pool.image_state(image):
             if request.get("model") == MODEL:  # bands of a newer version leave the older proposal on the screen
                 self.pool.inferred(image, version)
@@ -228,15 +240,25 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             self.auto_train.consider()
 
     def _score_what_is_left(self) -> None:
-        """A scoring run where the newest version has not scored everything."""
+        """A scoring run where the newest version has not scored everything, and may be able to."""
         version = self.pool.model_version()
-        if version is None or any(task["status"] == "SUBMITTED" for task in tasks("scoring")):
+        if version is None or is_waiting("scoring"):
             return
-        unscored = not self.pool.is_limited(version) and set(self.pool.pool_images()) - self.pool.scored_images(version)
+        left = set() if self.pool.is_limited(version) else set(self.pool.pool_images())
+        left -= self.pool.scored_images(version)
         acquired = any(step.version >= version for step in self.pool.acquisitions())
-        if self.pool.ranking_version() != version or unscored or not acquired:
-            logger.info("model version %d has not scored and picked everything: scoring starts", version)
-            super().async_scoring(SCORING)
+        if self.pool.ranking_version() == version and acquired and not left:
+            return
+        files = self.pool.fingerprints()
+        asked = version, {image: files.get(image) for image in left}
+        if asked == self._asked and time.monotonic() < self._not_before:
+            return  # a run that has just failed on all of these would do so again
+        self._asked, self._not_before = asked, time.monotonic() + RETRY_SECONDS
+        with self.committees.lock:
+            if self.committees.current() is None:  # of another shape than the task's
+                return
+        logger.info("model version %d has not scored and picked everything: scoring starts", version)
+        super().async_scoring(SCORING)
 
     def _compare(self, saved: LabelVersion) -> None:
         """Dice between a new label and what the committee had proposed: the annotator's own learning curve."""

@@ -14,6 +14,8 @@ from svgd_label.server.worker import Worker
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
+_STARTING_SECONDS = 60.0
+_CLOCK_SECONDS = 60.0
 
 
 class AutoTrain:
@@ -49,9 +51,10 @@ class AutoTrain:
         newest = self._pool.model_version()
         # The shipped committee, and one of which this is not known, saw none of them.
         began = 0.0 if newest is None else float(self._pool.model_metrics(newest).get("started", 0.0))
-        if last := tasks("train"):  # of this server; MONAI Label notes the second in which it was asked for
-            began = max(began, datetime.strptime(last[-1]["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp() + 1)
-        return self._labels.saved_since(began)
+        if last := tasks("train"):  # of this server
+            began = max(began, _asked_for(last[-1]) + 1)
+        # Not those from the future, of a clock that was put back: they would be new after every training.
+        return self._labels.saved_between(began, time.time() + _CLOCK_SECONDS)
 
     def _train_if_due(self) -> None:
         while (found := self.new_labels()) >= self.every and self._pool.training_list():
@@ -64,4 +67,22 @@ class AutoTrain:
 
 def is_running(method: str) -> bool:
     """Whether a process for ``train`` or ``scoring`` runs beside the server, or waits to."""
-    return any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks(method))
+    return _has_started(method) or is_waiting(method)
+
+
+def is_waiting(method: str) -> bool:
+    """Whether one has been asked for that is still to start.
+
+    One that could not be started, as without memory for a process, would wait for ever in MONAI Label's list.
+    """
+    waiting = [_asked_for(task) for task in tasks(method) if task["status"] == "SUBMITTED"]
+    return bool(waiting) and (_has_started(method) or time.time() - waiting[-1] < _STARTING_SECONDS)
+
+
+def _has_started(method: str) -> bool:
+    return any(task["status"] == "RUNNING" for task in tasks(method))
+
+
+def _asked_for(task: dict[str, Any]) -> float:
+    """In seconds since 1970; MONAI Label notes the second."""
+    return datetime.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp()

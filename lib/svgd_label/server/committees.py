@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from svgd_label import checkpoint
-from svgd_label.checkpoint import Checkpoint, CheckpointError, MismatchError
+from svgd_label.checkpoint import Checkpoint, CheckpointError, MismatchError, UnreadableError
 from svgd_label.device import default_device
 from svgd_label.inference import Segmentation, segment
 from svgd_label.pool import Pool
@@ -53,11 +53,13 @@ class Committees:
         self.pool.publish(0, self.file(0), {"origin": "shipped"})
 
     def adopt_files(self) -> None:
-        """Publishes what lies in the folder where no version is known: the index was lost, or a kill came before it."""
-        if self.pool.model_version() is not None:
-            return
+        """Publishes files of the folder that are newer than all versions that are known.
+
+        The index was lost, or a kill came between file and index. The shipped one, version 0, has its own way in.
+        """
+        first = self.file(self.pool.next_version())
         for file in sorted(self.folder.glob("[0-9]*.pt")):
-            if file == self.file(0):  # the shipped one has its own way in
+            if file.name < first.name:
                 continue
             try:
                 found = checkpoint.load(file, self.task, device=default_device())
@@ -104,7 +106,11 @@ class Committees:
         return current.version, found
 
     def read_newest(self) -> Checkpoint | None:
-        """A copy of one's own of the newest committee that can be read, to be trained or watched; None without any."""
+        """A copy of one's own of the newest committee that is not damaged, to be trained or watched; None without any.
+
+        Raises:
+            UnreadableError: it cannot be read now, which takes no version from anybody.
+        """
         while (version := self.pool.model_version()) is not None:
             file = self.pool.committee_file(version)
             try:
@@ -112,6 +118,8 @@ class Committees:
             except MismatchError as error:
                 logger.warning("no committee is used: %s", error)
                 return None
+            except UnreadableError:
+                raise
             except CheckpointError as error:
                 logger.error("model version %d is damaged and withdrawn: %s", version, error)
                 self.pool.withdraw(version)

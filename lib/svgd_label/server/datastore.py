@@ -39,6 +39,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         pool: the pool, over the state folder's database.
         task: gives the values of the structures.
         auto_reload: follow what happens in the folder.
+        beside: this is a process beside the server, which alone reads the folder: it is told of each change once.
         on_change: called after something has happened there, other than a save; must not take long.
     """
 
@@ -50,6 +51,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         pool: Pool,
         task: Task,
         auto_reload: bool,
+        beside: bool = False,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         # LocalDatastore's own constructor would write its JSON file.
@@ -75,8 +77,9 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         except OSError as error:
             logger.warning("Labels cannot be saved in %s: %s.", self.studies.folder, error)
         # Watching begins before reading, so that nothing falls between the two.
-        self._watcher = Watcher(self.studies, on_change) if auto_reload else None
-        self._read_folder()
+        self._watcher = Watcher(self.studies, on_change) if auto_reload and not beside else None
+        if not beside:
+            self._read_folder()
 
     def close(self) -> None:
         """Ends the watching."""

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import HTTPException, UploadFile
 from monailabel.interfaces.utils.app import app_instance
 
+from svgd_label.pool import FINAL
 from svgd_label.server.answers import dictionary, plain_tag
 
 LONGEST_NAME = 200  # bytes
@@ -77,8 +78,10 @@ def checked(arguments: dict[str, Any]) -> dict[str, Any]:
             json_object(value)
         elif name == "params":
             found[name] = client_parameters(value)
-            if "label_tag" in found[name]:
-                plain_tag(found[name]["label_tag"])
+            if "label_tag" in found[name] and plain_tag(found[name]["label_tag"]) == FINAL:
+                raise HTTPException(
+                    400, "What a model proposes is not stored as a final label: take another label_tag."
+                )
         elif name == "model":
             known("model", value, app._infers)
         elif name == "method":

@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import NDArray
 
 from svgd_label.bands import BANDS, first_slice, thresholds
+from svgd_label.checkpoint import UnreadableError
 from svgd_label.images import ImageError, as_viewed
 from svgd_label.inference import Segmentation
 from svgd_label.server.committees import Committees
@@ -47,7 +48,7 @@ class CommitteeInfer(InferTask):  # type: ignore[misc]
 
         Raises:
             HTTPException: 404 no such image, 409 no committee yet, 415 an unknown result format, 422 an image that
-                cannot be used.
+                cannot be used, 503 the committee cannot be read at present.
         """
         path = request.get("image")
         if not isinstance(path, str) or not path or not Path(path).exists():
@@ -60,6 +61,8 @@ class CommitteeInfer(InferTask):  # type: ignore[misc]
             proposed = self.committees.segment(path)
         except ImageError as error:
             raise HTTPException(422, str(error)) from error
+        except UnreadableError as error:
+            raise HTTPException(503, f"{error}: try again") from error
         if proposed is None:
             raise HTTPException(409, "there is no trained committee yet: save a few labels and train, then ask again")
         version, segmentation = proposed

@@ -26,6 +26,7 @@ from svgd_label.pool.files import split_extension
 from svgd_label.server import guards
 from svgd_label.server.answers import plain_image, plain_tag, storing, unknown_image
 from svgd_label.server.body_limit import BodyLimit
+from svgd_label.server.own_origin import OwnOrigin
 from svgd_label.server.requests import RequestError, TrainRequest
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ def run_inference(
     guards.known("model", model, app_instance()._infers)
     given = guards.client_parameters(guards.json_object(params))
     given["client_id"] = _client(request, given, user)
+    for storing_it in ("save_label", "label_tag"):  # a label comes from who may save one, by its own route
+        given.pop(storing_it, None)
     if output is infer.ResultType.dicom_seg:
         raise HTTPException(400, "a DICOM SEG is made of saved labels only: ask for image, json or all")
     if file is not None:
@@ -232,7 +235,8 @@ def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
 def install(app: FastAPI, *others: APIRouter) -> None:
     """Puts these routes in front of MONAI Label's, ``others`` first, and takes the hanging ``/reload`` away.
 
-    All of them get a limit on the length of bodies.
+    All of them get a limit on the length of bodies, and take changes from pages of this server only, unless all
+    origins are let in.
     """
     before = len(app.router.routes)
     for other in others:
@@ -246,6 +250,8 @@ def install(app: FastAPI, *others: APIRouter) -> None:
     routes[:] = [*ours, *(route for route in routes[:before] if getattr(route, "path", None) != "/reload")]
     # An app that has begun its lifespan takes no more middleware; its router lies within what it has.
     app.router.middleware_stack = BodyLimit(app.router.middleware_stack)
+    if origins := [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]:
+        app.router.middleware_stack = OwnOrigin(app.router.middleware_stack, origins)
 
 
 def _not_offered() -> None:

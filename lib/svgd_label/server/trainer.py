@@ -1,5 +1,6 @@
 """The trainer task ``svgd``: what is saved is trained on, published as a model version, and scored before it ends."""
 
+import fcntl
 import json
 import logging
 import math
@@ -64,8 +65,19 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         """Trains, publishes, scores; returns the final stats.
 
         Raises:
-            HTTPException: 400 for a wrong parameter, or where there is nothing to train on.
+            HTTPException: 400 for a wrong parameter, or where there is nothing to train on; 409 while another process
+                trains, as one does that has outlived its server.
         """
+        with (self.committees.pool.database.folder / "training.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                sentence = "another training of this study runs, begun by another server or by one that has ended"
+                logger.warning("no training starts: %s", sentence)
+                raise HTTPException(409, f"{sentence}: wait for its end, then try again") from error
+            return self._train(request, datastore)
+
+    def _train(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         try:
             return self._run(TrainRequest.read(request), datastore)
         except UserError as error:

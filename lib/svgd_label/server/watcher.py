@@ -108,8 +108,12 @@ class Watcher(FileSystemEventHandler):
                 self._settle(images)
                 if changed:
                     self._on_change()
-            except Exception:  # one bad file must not end the watching
-                logger.exception("A change in %s could not be followed.", self._studies.folder)
+            except Exception:  # as where the disk is full: the watching goes on, and all is looked at again
+                logger.exception("A change in %s could not be followed; it is tried again.", self._studies.folder)
+                with self._condition:
+                    self._everything = True
+                    self._last = time.monotonic() + _POLL_SECONDS
+                    self._first = self._first or self._last
 
     def _pause(self) -> float | None:
         """Seconds until there is something to do, 0 for now; None where nothing is known to come."""

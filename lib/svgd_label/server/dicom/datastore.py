@@ -27,7 +27,7 @@ class DicomDatastore(SafeDatastore):
         server: who holds the series and takes the SEGs.
         search_filter: which series are images, as MONAI Label's setting has it.
         pause: seconds between two looks at the server.
-        state, pool, task, auto_reload, on_change: as for ``SafeDatastore``; the series lie in the state folder.
+        state, pool, task, auto_reload, beside, on_change: as for ``SafeDatastore``; the series lie in the state folder.
     """
 
     def __init__(
@@ -40,10 +40,17 @@ class DicomDatastore(SafeDatastore):
         pool: Pool,
         task: Task,
         auto_reload: bool,
+        beside: bool = False,
         on_change: Callable[[], None],
     ) -> None:
         super().__init__(
-            series_folder(state), state=state, pool=pool, task=task, auto_reload=auto_reload, on_change=on_change
+            series_folder(state),
+            state=state,
+            pool=pool,
+            task=task,
+            auto_reload=auto_reload,
+            beside=beside,
+            on_change=on_change,
         )
         self.server = server
         self.outbox = Outbox(server, self.studies, task)
@@ -52,6 +59,7 @@ class DicomDatastore(SafeDatastore):
             self.studies,
             search_filter,
             pause=pause,
+            changing=self.changing,
             on_change=on_change,
             on_answer=self.outbox.retry,
             look_further=Takeover(server, self._task.name, self, on_change).look,

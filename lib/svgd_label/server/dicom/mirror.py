@@ -38,6 +38,7 @@ class Mirror:
         studies: index over the mirrored folder.
         search_filter: which series, as MONAI Label's setting has it.
         pause: seconds between two questions.
+        changing: held while a series comes, changes or goes.
         on_change: called after series have come or gone; must not take long.
         on_answer: called whenever the server answers again after an outage.
         look_further: called with each answer, after the series are here; may raise ``ServerError``.
@@ -50,6 +51,7 @@ class Mirror:
         search_filter: Mapping[str, Any],
         *,
         pause: float,
+        changing: contextlib.AbstractContextManager[Any],
         on_change: Callable[[], None],
         on_answer: Callable[[], None],
         look_further: Callable[[], None],
@@ -58,6 +60,7 @@ class Mirror:
         self._studies = studies
         self._filter = dict(search_filter)
         self._pause = pause
+        self._changing = changing
         self._on_change = on_change
         self._on_answer = on_answer
         self._look_further = look_further
@@ -178,7 +181,8 @@ class Mirror:
             raise ValueError(f"{count} of {series.instances} files came")
         sync_folder(temporary)
         target, previous = self._studies.folder / series.uid, self._incoming / f"{series.uid}.previous"
-        with self._studies.database.transaction():  # the watcher, which waits for it, never sees the moment between
+        # No label of the old series is stored for the new one; the watcher never sees the moment between.
+        with self._changing, self._studies.database.transaction():
             if target.exists():
                 target.rename(previous)
             temporary.rename(target)
@@ -199,7 +203,7 @@ class Mirror:
         removed = self._incoming / f"{uid}.withdrawn"
         shutil.rmtree(removed, ignore_errors=True)
         try:
-            with self._studies.database.transaction():
+            with self._changing, self._studies.database.transaction():
                 with contextlib.suppress(FileNotFoundError):
                     (self._studies.folder / uid).rename(removed)
                 self._studies.check([uid], [])

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from svgd_label.server.dicom.web import DicomServer, Series, ServerError
 logger = logging.getLogger(__name__)
 
 CLIENT = "DICOM server"
+_CLOCKS_APART = 60.0  # seconds that the clock of who wrote a SEG may be ahead
 
 
 class Takeover:
@@ -170,7 +172,8 @@ class Takeover:
 def _written(instance: Dataset) -> float:
     """When a SEG was written, in seconds since 1970; infinite where it does not say.
 
-    Some programs write the local time, some UTC. It has only just come, so the later of the two is believed.
+    Some programs write the local time, some UTC. It has only just come, so the later of the two is believed, unless
+    that is still to come.
     """
     try:
         second, fraction = str(instance.ContentTime)[:6], float(f"0{str(instance.ContentTime)[6:]}")
@@ -178,4 +181,5 @@ def _written(instance: Dataset) -> float:
         moment += datetime.timedelta(seconds=fraction)
     except (AttributeError, ValueError):
         return float("inf")
-    return max(moment.timestamp(), moment.replace(tzinfo=datetime.timezone.utc).timestamp())
+    readings = sorted((moment.timestamp(), moment.replace(tzinfo=datetime.timezone.utc).timestamp()))
+    return readings[1] if readings[1] <= time.time() + _CLOCKS_APART else readings[0]

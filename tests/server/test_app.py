@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from monailabel.endpoints import infer as stock_infer
 from monailabel.interfaces.app import MONAILabelApp
@@ -67,19 +67,34 @@ def client(app: App, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
         yield client
 
 
-def test_who_may_only_infer_stores_no_label(app: App, client: TestClient, tmp_path: Path, tiny: Task) -> None:
+def test_what_is_proposed_never_takes_the_place_of_a_label(
+    app: App, client: TestClient, tmp_path: Path, tiny: Task
+) -> None:
     app.publish(1, tiny)
     label = save_nifti(tmp_path / "l.nii.gz", np.ones(SHAPE, np.uint8))
     app._datastore.save_label("a", str(label), "final", {"client_id": "anna"})
-    for tag in ("final", "original"):
-        params = json.dumps({"save_label": True, "label_tag": tag})
-        answer = client.post("/infer/svgd", params={"image": "a", "output": "json"}, data={"params": params})
-        assert answer.status_code == 200
-    assert [version.client for version in app._datastore.labels.versions("a")] == ["anna"]
-    assert app._datastore.get_labels_by_image_id("a") == {"final": "a"}
+    for params, status in (
+        ({"save_label": True, "label_tag": "final"}, 400),
+        ({"save_label": True, "label_tag": "original"}, 200),
+        ({"save_label": True}, 200),
+    ):
+        data = {"params": json.dumps(params)}
+        answer = client.post("/infer/svgd", params={"image": "a", "output": "json"}, data=data)
+        assert answer.status_code == status
+    versions = app._datastore.labels.versions("a")
+    assert [version.client for version in versions if version.tag == "final"] == ["anna"]
+    assert app._datastore.get_labels_by_image_id("a") == {"final": "a", "original": "a"}
     answer = client.post("/batch/infer/svgd", json={"label_tag": "final"})
     assert answer.status_code == 400
-    assert "not stored as a final label" in answer.json()["detail"]
+    assert "is no label of an annotator" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("tag", ["final", "original"])
+def test_bands_are_never_stored_as_a_label(app: App, tag: str) -> None:
+    with pytest.raises(HTTPException, match="is no label") as refused:
+        app.infer({"model": "svgd_uncertainty", "image": "a", "save_label": True, "label_tag": tag})
+    assert refused.value.status_code == 400
+    assert app._datastore.get_labels_by_image_id("a") == {}
 
 
 def test_an_id_is_the_studys_image_whatever_lies_in_the_working_directory(

@@ -156,9 +156,3 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence(
     with pytest.raises(HTTPException, match="no trained committee yet") as refused:
         infer({"image": image})
     assert refused.value.status_code == 409
-
-
-def test_bands_are_never_stored_as_a_label(committees: Committees, studies: Path) -> None:
-    with pytest.raises(HTTPException, match="is no label") as refused:
-        UncertaintyInfer(committees)({"image": str(studies / "a.nii.gz"), "save_label": True, "label_tag": "final"})
-    assert refused.value.status_code == 400

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.endpoints.train import run_model
 from monailabel.interfaces.app import MONAILabelApp
@@ -172,12 +173,19 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         self._folder.do(self._folder_changed)
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
-        """As MONAI Label's; notes which version the annotator is going to correct, and that he still works on it."""
+        """As MONAI Label's; notes which version the annotator is going to correct, and that he still works on it.
+
+        Raises:
+            HTTPException: 400 where bands of doubt are to be stored, since they would count as a label.
+        """
+        stored = bool(request.get("save_label"))
+        if stored and request.get("model") != MODEL:
+            raise HTTPException(400, "where the committee is unsure is no label and is not stored as one")
         image, store = request.get("image"), datastore or self._datastore
         known = isinstance(image, str) and os.sep not in image and store.get_image_uri(image)
         # By its path: MONAI Label takes an id for a path where something of that name lies in the working directory.
         result = super().infer({**request, "image": known} if known else request, store)
-        if known and request.get("save_label"):  # which it leaves undone for a path
+        if known and stored:  # which it leaves undone for a path
             said = {"model": request.get("model"), "params": result["params"]}
             result["label"] = store.save_label(image, result["file"], request.get("label_tag") or ORIGINAL, said)
         version = result["params"].get("model_version")

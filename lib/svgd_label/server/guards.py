@@ -43,6 +43,12 @@ def known(what: str, name: Any, names: Mapping[str, Any]) -> None:
         raise HTTPException(404, f"there is no {what} {str(name)[:100]!r}; known are {', '.join(names)}")
 
 
+def tag_of_proposal(params: dict[str, Any]) -> None:
+    """404 for a tag that names no folder, 400 for the one of annotators' labels: a proposal never takes their place."""
+    if params.get("label_tag") and plain_tag(params["label_tag"]) == FINAL:
+        raise HTTPException(400, "What a model proposes is no label of an annotator: take another label_tag.")
+
+
 def session_name(session_id: str) -> str:
     """The id of a session, which names a folder, or 404."""
     try:
@@ -78,10 +84,7 @@ def checked(arguments: dict[str, Any]) -> dict[str, Any]:
             json_object(value)
         elif name == "params":
             found[name] = client_parameters(value)
-            if "label_tag" in found[name] and plain_tag(found[name]["label_tag"]) == FINAL:
-                raise HTTPException(
-                    400, "What a model proposes is not stored as a final label: take another label_tag."
-                )
+            tag_of_proposal(found[name])
         elif name == "model":
             known("model", value, app._infers)
         elif name == "method":

@@ -127,12 +127,6 @@ class UncertaintyInfer(CommitteeInfer):
             committees, labels=dict(BANDS), description="Where the committee is unsure of its segmentation"
         )
 
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """As the segmentation; 400 where the bands are to be stored, since they would count as a label."""
-        if request.get("save_label"):
-            raise HTTPException(400, "where the committee is unsure is no label and is not stored as one")
-        return super().__call__(request)
-
     def map_of(self, segmentation: Segmentation) -> NDArray[np.uint8]:
         """The bands."""
         return segmentation.bands

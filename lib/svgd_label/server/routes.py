@@ -63,8 +63,7 @@ def run_inference(
     guards.known("model", model, app_instance()._infers)
     given = guards.client_parameters(guards.json_object(params))
     given["client_id"] = _client(request, given, user)
-    for storing_it in ("save_label", "label_tag"):  # a label comes from who may save one, by its own route
-        given.pop(storing_it, None)
+    guards.tag_of_proposal(given)
     if output is infer.ResultType.dicom_seg:
         raise HTTPException(400, "a DICOM SEG is made of saved labels only: ask for image, json or all")
     if file is not None:

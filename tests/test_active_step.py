@@ -284,11 +284,24 @@ def test_an_image_for_which_memory_runs_out_is_named_and_the_others_are_scored(
     assert result.unusable == {"b": "b: cannot be scored (RuntimeError), see the log"}
     assert {row.image for row in pool.ranking()} == set("acdef")
     assert pool.image_state("b")["unusable"] is None
-    empty = psutil.virtual_memory()._replace(available=12 * 13 * 14 * 12)  # enough to read one, not to score it
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: empty)
-    result = score_pool(pool, tiny, new_committee(tiny, seed=1), paths, version=2, strategy=RULE, seed=0)
+
+
+def test_where_nothing_could_be_scored_the_picks_of_the_version_are_still_to_come(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+    before = pool.queue(), pool.ranking()
+    with monkeypatch.context() as patch:
+        full = psutil.virtual_memory()._replace(available=12 * 13 * 14 * 40)  # enough to read one, not to score it
+        patch.setattr(psutil, "virtual_memory", lambda: full)
+        result = score_pool(pool, tiny, new_committee(tiny, seed=1), paths, version=2, strategy=RULE, seed=0)
     assert set(result.unusable) == set(IMAGES)
-    assert all("do not fit into the memory that is free at present" in why for why in result.unusable.values())
+    assert all("MB of memory, which are not free at present" in why for why in result.unusable.values())
+    assert (result.acquisition, pool.unusable()) == (None, {})
+    assert (pool.queue(), pool.ranking()) == before
+    result = score_pool(pool, tiny, new_committee(tiny, seed=1), paths, version=2, strategy=RULE, seed=0)
+    assert result.acquisition is not None
+    assert pool.ranking_version() == 2
 
 
 def test_a_fault_of_a_strategy_is_no_silence(

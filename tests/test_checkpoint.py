@@ -2,13 +2,13 @@
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 from svgd_label import checkpoint
-from svgd_label.checkpoint import CheckpointError, load, new_committee, save
+from svgd_label.checkpoint import CheckpointError, UnreadableError, load, new_committee, save
 from svgd_label.tasks import Task
 
 CPU = torch.device("cpu")
@@ -56,6 +56,24 @@ def test_another_format_is_refused(tmp_path: Path, tiny: Task, monkeypatch: pyte
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 2; this version reads format 1"):
         load(tmp_path / "c.pt", tiny, device=CPU)
+
+
+def test_without_memory_it_is_unreadable_for_now_and_not_damaged(
+    tmp_path: Path, tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
+
+    def full(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(checkpoint, "new_committee", full)
+    with pytest.raises(UnreadableError, match="at present"):
+        load(tmp_path / "c.pt", tiny, device=CPU)
+    monkeypatch.undo()
+    with pytest.raises(UnreadableError, match="at present"):
+        load(tmp_path / "away" / "c.pt", tiny, device=CPU)
+    with pytest.raises(CheckpointError, match="is gone"):
+        load(tmp_path / "d.pt", tiny, device=CPU)
 
 
 def test_weights_of_a_network_that_is_built_otherwise_today_are_refused(tmp_path: Path, tiny: Task) -> None:

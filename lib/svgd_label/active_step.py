@@ -17,8 +17,9 @@ from svgd_label.acquisition import Candidates, QueryStrategy
 from svgd_label.acquisition.diverse import farthest_first
 from svgd_label.device import default_device
 from svgd_label.images import ImageError
+from svgd_label.memory import MemoryRoom
 from svgd_label.pool import Acquisition, OutdatedVersion, Pool, RankingRow, ScoreRow
-from svgd_label.scoring import PreparedImage, mi_shape, prepare, score
+from svgd_label.scoring import PreparedImage, bytes_to_score, mi_shape, prepare, score
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 
@@ -74,7 +75,7 @@ def score_pool(
     subset = _subset(pool, version, limit, seed)
     limited = len(subset) < len(pool.pool_images())
     todo = [image for image in subset if image not in done]
-    with_codes = pool.coded_images()
+    with_codes, passing = pool.coded_images(), set[str]()
     with contextlib.closing(_score(task, committee, todo, paths)) as found:
         for number, (image, scored) in enumerate(found, start=1):
             if (newest := pool.model_version()) is not None and newest > version:
@@ -83,6 +84,8 @@ def score_pool(
             if isinstance(scored, ImageError):
                 logger.warning("cannot be scored: %s", scored)
                 result.unusable[image] = str(scored)
+                if scored.passing:
+                    passing.add(image)
                 _mark(pool, image, scored, fingerprints.get(image))
             else:
                 row, codes = scored
@@ -92,6 +95,10 @@ def score_pool(
                 result.scored += 1
             if on_progress is not None:
                 on_progress(number, len(todo))
+    if todo and len(passing) == len(todo) and not done:
+        # As where memory is short, or the committee answers NaN: the ranking and the picks that are there stay.
+        logger.error("version %d has scored no image: nothing is ranked and nothing picked", version)
+        return result
     result.limited = limited
     pool.limited(version, limited)
     try:
@@ -206,7 +213,8 @@ def _score(
     threads = torch.get_num_threads()
     on_cpu = next(committee.parameters()).device.type == "cpu"
     workers = min(threads, _LARGE_AT_ONCE if task.patches else _AT_ONCE) if on_cpu else _LARGE_AT_ONCE
-    computing = contextlib.nullcontext() if on_cpu else threading.Lock()
+    room = MemoryRoom() if on_cpu else None
+    computing = threading.Lock()
     own = threading.local()
 
     def start() -> None:
@@ -219,7 +227,7 @@ def _score(
         if isinstance(prepared, ImageError):
             return image, prepared
         try:
-            with computing:
+            with computing if room is None else room.of(image, bytes_to_score(task, prepared)):
                 row = score(task, own.committee, prepared)
             return image, (_finite(row), prepared.codes)
         except ImageError as error:

@@ -90,27 +90,32 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
         CheckpointError: damaged, deleted, or of another format.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        stored = {key: content[key] for key in _shape(task)}
-        version, state, metrics = int(content["version"]), content["state"], dict(content.get("metrics", {}))
-        if content["format"] != FORMAT:
-            raise CheckpointError(f"{path.name}: format {content['format']}; this version reads format {FORMAT}")
+        return _load(path, task, device)
     except CheckpointError:
         raise
-    except (OSError, MemoryError) as error:
+    except Exception as error:
         if isinstance(error, FileNotFoundError) and path.parent.is_dir():
             raise CheckpointError(f"{path.name}: the file is gone") from error
-        raise UnreadableError(f"{path.name}: the committee cannot be read at present ({error})") from error
-    except Exception as error:
+        if isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            raise UnreadableError(f"{path.name}: the committee cannot be read at present ({error})") from error
         raise CheckpointError(f"{path.name}: not a committee that can be read ({type(error).__name__})") from error
+
+
+def _load(path: Path, task: Task, device: torch.device) -> Checkpoint:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    stored = {key: content[key] for key in _shape(task)}
+    version, state, metrics = int(content["version"]), content["state"], dict(content.get("metrics", {}))
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path.name}: format {content['format']}; this version reads format {FORMAT}")
     differing = [f"{k} {stored[k]!r} there, {value!r} here" for k, value in _shape(task).items() if stored[k] != value]
     if differing:
         raise MismatchError(f"{path.name}: the committee is of another shape: {'; '.join(differing)}")
     committee = new_committee(task, seed=0)
-    try:
-        committee.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:  # another release of MONAI may build another network by the same name
-        raise MismatchError(f"{path.name}: its weights do not fit the network {task.network.name}") from error
+    own = committee.state_dict()
+    if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
+        # Another release of MONAI may build another network by the same name.
+        raise MismatchError(f"{path.name}: its weights do not fit the network {task.network.name}")
+    committee.load_state_dict(state)
     return Checkpoint(committee.to(device), version, metrics)
 
 

@@ -233,11 +233,12 @@ def _volumes(
     mean = torch.zeros(task.classes, dtype=torch.long, device=codes.device)
     for slab in codes.split(SLAB):
         mean += torch.bincount(slab.flatten().int() % task.classes, minlength=task.classes)
+    # A grid ends at the centres of its outer voxels: what reaches the image's edge is cut short there, or goes beyond.
+    limits = sorted((nominal, labels.size * own / codes.numel()))
     found = {}
     for value, name in enumerate(task.labels, start=1):
         ml, on_grid = float(np.count_nonzero(labels == value) * own), int(mean[value])
-        # A grid ends at the centres of its outer voxels: what reaches the image's edge is smaller on a coarser one.
-        each = ml / on_grid if ml and on_grid else nominal
+        each = float(np.clip(ml / on_grid, *limits)) if on_grid else nominal
         counts = voxels[:, value]
         found[name] = Volume(ml=ml, lowest=int(counts.min()) * each, highest=int(counts.max()) * each)
     return found

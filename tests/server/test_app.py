@@ -1,6 +1,8 @@
 """The app over a real store and committee, as requests and saves meet it, without a server's processes."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.async_tasks.utils import background_tasks
 from tests.conftest import blob, save_nifti
 
-from svgd_label.checkpoint import new_committee, save
+from svgd_label.checkpoint import UnreadableError, new_committee, save
 from svgd_label.pool import Database, Pool
 from svgd_label.server import guards, routes
 from svgd_label.server.app import SVGDLabel
@@ -134,6 +136,10 @@ def test_a_scoring_that_can_achieve_nothing_is_not_started(
         app._score_what_is_left()
     assert started == [], "the committee is of another shape"
     app.publish(2, tiny)
+    away = app.committees.folder.rename(app.committees.folder.with_name("away"))
+    with pytest.raises(UnreadableError):
+        app._score_what_is_left()
+    away.rename(app.committees.folder)
     for _ in range(5):
         app._score_what_is_left()
     assert started == ["entropy_mi"], "the run that was started has scored none of them"
@@ -148,7 +154,10 @@ def test_a_scoring_that_can_achieve_nothing_is_not_started(
     [
         (None, "label.example", 200),
         ("https://label.example", "label.example", 200),
-        ("https://label.example:8443", "label.example", 200),
+        ("https://label.example:8443", "label.example", 200),  # behind a proxy that leaves the port out
+        ("https://label.example", "label.example:443", 200),
+        ("http://[::1]:8000", "[::1]:8000", 200),
+        ("http://127.0.0.1:3000", "127.0.0.1:8000", 403),
         ("https://viewer.example", "label.example", 200),
         ("https://evil.example", "label.example", 403),
         ("null", "label.example", 403),
@@ -168,3 +177,11 @@ def test_pages_of_other_origins_change_nothing(
         answer = client.post("/svgd/flag?image=a", headers=headers, json={"reason": "motion"})
     assert answer.status_code == status
     assert app.pool.image_state("a")["flagged"] == ("motion" if status == 200 else None)
+
+
+def test_a_process_beside_the_server_knows_that_it_is_one() -> None:
+    """By what it has imported, as the app is made before MONAI Label says in which process it is."""
+    code = (
+        "import sys, monailabel.interfaces.utils.app, svgd_label.server.app; assert 'monailabel.app' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -12,6 +12,7 @@ from monailabel.utils.async_tasks.utils import background_tasks
 from svgd_label.pool import Database, LabelStore, Pool, Studies
 from svgd_label.server import auto_train
 from svgd_label.server.auto_train import AutoTrain, is_running, is_waiting
+from svgd_label.server.training_lock import training_alone
 
 
 class Desk:
@@ -151,3 +152,19 @@ def test_flagged_images_alone_are_nothing_to_train_on(desk: Desk) -> None:
     desk.save(server, "ab")
     assert server.new_labels() == 2
     assert stays(0, desk)
+
+
+def test_it_waits_for_a_training_that_has_outlived_its_server(desk: Desk) -> None:
+    server = desk.server()
+    with training_alone(desk.pool.database.folder):
+        desk.save(server, "ab")
+        assert stays(0, desk)
+        assert server.new_labels() == 2
+    assert stays(1, desk)
+
+
+def test_a_training_from_the_future_hides_no_labels(desk: Desk) -> None:
+    server = desk.server()
+    desk.pool.publish(1, Path("1.pt"), {"started": time.time() + 3600})  # the clock was put back since
+    desk.save(server, "ab")
+    assert server.new_labels() == 2

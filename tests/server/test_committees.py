@@ -1,6 +1,6 @@
 """Which committee the server uses: shipped, published, damaged or of another task."""
 
-import fcntl
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from svgd_label.server.app import _check_labels
 from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.trainer import SVGDTrainer
+from svgd_label.server.training_lock import is_trained_elsewhere, training_alone
 from svgd_label.tasks import Task
 
 TINY = Task.model_validate(
@@ -99,9 +100,11 @@ def test_a_kill_between_file_and_index_loses_no_training(committees: Committees)
     assert version_of(committees) == 2
     assert committees.pool.model_metrics(2)["steps"] == 4
     committees.pool.withdraw(2)
-    committees.pool.publish(3, committees.file(3), {})
+    committees.pool.publish(3, committees.file(3), {})  # whose file is gone
+    shutil.copy(committees.file(1), committees.folder / "1-good.pt")
     committees.adopt_files()
     assert committees.pool.committee_file(2) is None, "older than one that is known"
+    assert version_of(committees) == 1, "a copy is nothing new"
 
 
 def test_what_cannot_be_read_at_present_is_not_withdrawn(committees: Committees) -> None:
@@ -121,8 +124,10 @@ def test_a_second_training_beside_one_that_runs_is_refused(committees: Committee
     """As after a kill of the server alone, which its training outlives."""
     trainer = SVGDTrainer(committees, Conf())
     trainer.stats_file.write_text('{"status": "training", "version": 1}')
-    with (trainer.stats_file.with_name("training.lock")).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    state = committees.pool.database.folder
+    assert not is_trained_elsewhere(state)
+    with training_alone(state):
+        assert is_trained_elsewhere(state)
         with pytest.raises(HTTPException, match="another training of this study runs"):
             trainer({}, None)
     assert trainer.stats_file.read_text() == '{"status": "training", "version": 1}', "those of the one that runs"

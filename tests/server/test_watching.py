@@ -120,5 +120,7 @@ def test_what_could_not_be_followed_is_looked_at_again(
         return check(*names)
 
     monkeypatch.setattr(store.studies, "check", full_once)
-    write(tmp_path / "new.nii.gz", np.ones(SHAPE, np.int16)).rename(folder / "new.nii.gz")
-    eventually(lambda: "new" in store.list_images())
+    (folder / "series").mkdir()  # which is filled after that, and whose inside is not watched
+    eventually(lambda: bool(calls))
+    (folder / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    eventually(lambda: "series" in store.list_images())

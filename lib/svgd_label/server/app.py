@@ -261,10 +261,11 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         asked = version, {image: files.get(image) for image in left}
         if asked == self._asked and time.monotonic() < self._not_before:
             return  # a run that has just failed on all of these would do so again
-        self._asked, self._not_before = asked, time.monotonic() + RETRY_SECONDS
         with self.committees.lock:
-            if self.committees.current() is None:  # of another shape than the task's
-                return
+            usable = self.committees.current() is not None  # else it is of another shape than the task's
+        self._asked, self._not_before = asked, time.monotonic() + RETRY_SECONDS
+        if not usable:
+            return
         logger.info("model version %d has not scored and picked everything: scoring starts", version)
         super().async_scoring(SCORING)
 

@@ -9,6 +9,7 @@ from typing import Any
 from monailabel.utils.async_tasks.utils import tasks
 
 from svgd_label.pool import LabelStore, Pool
+from svgd_label.server.training_lock import is_trained_elsewhere
 from svgd_label.server.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -53,12 +54,15 @@ class AutoTrain:
         began = 0.0 if newest is None else float(self._pool.model_metrics(newest).get("started", 0.0))
         if last := tasks("train"):  # of this server
             began = max(began, _asked_for(last[-1]) + 1)
-        # Not those from the future, of a clock that was put back: they would be new after every training.
-        return self._labels.saved_between(began, time.time() + _CLOCK_SECONDS)
+        # Of a clock that was put back: a training from the future would hide all labels, and a label from there would
+        # be new after every training.
+        latest = time.time() + _CLOCK_SECONDS
+        return self._labels.saved_between(began if began <= latest else 0.0, latest)
 
     def _train_if_due(self) -> None:
         while (found := self.new_labels()) >= self.every and self._pool.training_list():
-            if not (is_running("train") or is_running("scoring")):
+            state = self._pool.database.folder
+            if not (is_running("train") or is_running("scoring") or is_trained_elsewhere(state)):
                 logger.info("%d images have new labels: a training starts", found)
                 self._start_training()
                 return

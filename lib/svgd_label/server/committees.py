@@ -66,6 +66,9 @@ class Committees:
             except CheckpointError as error:
                 logger.warning("not taken over: %s", error)
                 continue
+            if file != self.file(found.version):
+                logger.warning("not taken over: %s is a copy of version %d", file.name, found.version)
+                continue
             self.pool.publish(found.version, file, {**found.metrics, "origin": "found in the state folder"})
 
     def current(self) -> Checkpoint | None:

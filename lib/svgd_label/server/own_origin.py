@@ -28,11 +28,7 @@ class OwnOrigin:
         if scope["type"] == "http" and scope["method"] not in _READING:
             headers = Headers(scope=scope)
             origin = headers.get("origin")
-            if (
-                origin is not None
-                and origin not in self._origins
-                and _host(origin) != _host(f"//{headers.get('host')}")
-            ):
+            if origin is not None and origin not in self._origins and not _is_of(origin, headers.get("host", "")):
                 raise HTTPException(
                     403,
                     f"A page of {origin[:100]} may not change anything here. Let its origin in with "
@@ -41,9 +37,11 @@ class OwnOrigin:
         await self._app(scope, receive, send)
 
 
-def _host(address: str) -> str | None:
-    """Without the port, which a proxy may leave out."""
+def _is_of(origin: str, host: str) -> bool:
+    """Whether a page comes from where it asks. A proxy may leave the port out of the header Host."""
     try:
-        return urlsplit(address).hostname or ""
+        page, asked = urlsplit(origin), urlsplit(f"//{host}")
+        port = page.port or {"http": 80, "https": 443}.get(page.scheme)
+        return page.hostname is not None and page.hostname == asked.hostname and asked.port in (None, port)
     except ValueError:
-        return None
+        return False

@@ -25,9 +25,11 @@ from svgd_label.pool import FINAL
 from svgd_label.pool.files import split_extension
 from svgd_label.server import guards
 from svgd_label.server.answers import plain_image, plain_tag, storing, unknown_image
+from svgd_label.server.auto_train import is_running
 from svgd_label.server.body_limit import BodyLimit
 from svgd_label.server.own_origin import OwnOrigin
 from svgd_label.server.requests import RequestError, TrainRequest
+from svgd_label.server.training_lock import BUSY, is_trained_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +229,8 @@ def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
         TrainRequest.read(params)
     except RequestError as error:
         raise HTTPException(400, str(error)) from error
+    if is_trained_elsewhere(app_instance().pool.database.folder) and not is_running("train"):
+        raise HTTPException(409, f"{BUSY}: wait for its end, then try again")
     if not app_instance().pool.training_list():
         raise HTTPException(409, "there is no labelled image to train on: save a label first")
 

@@ -1,6 +1,5 @@
 """The trainer task ``svgd``: what is saved is trained on, published as a model version, and scored before it ends."""
 
-import fcntl
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ from svgd_label.server.committees import Committees
 from svgd_label.server.conf import Conf
 from svgd_label.server.requests import TrainRequest
 from svgd_label.server.scoring import log_scoring, paths, scoring_limit
+from svgd_label.server.training_lock import BusyError, training_alone
 from svgd_label.training import Case, Progress, train
 
 logger = logging.getLogger(__name__)
@@ -68,14 +68,12 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
             HTTPException: 400 for a wrong parameter, or where there is nothing to train on; 409 while another process
                 trains, as one does that has outlived its server.
         """
-        with (self.committees.pool.database.folder / "training.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                sentence = "another training of this study runs, begun by another server or by one that has ended"
-                logger.warning("no training starts: %s", sentence)
-                raise HTTPException(409, f"{sentence}: wait for its end, then try again") from error
-            return self._train(request, datastore)
+        try:
+            with training_alone(self.committees.pool.database.folder):
+                return self._train(request, datastore)
+        except BusyError as error:
+            logger.warning("no training starts: %s", error)
+            raise HTTPException(409, f"{error}: wait for its end, then try again") from error
 
     def _train(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         try:

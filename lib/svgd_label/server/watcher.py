@@ -22,6 +22,7 @@ QUIET_SECONDS = 0.5
 LONGEST_SECONDS = 5.0
 _SETTLING_SECONDS = 30.0
 _POLL_SECONDS = 5.0
+_LONGEST_PAUSE = 300.0
 _READING = ("opened", "closed_no_write")
 
 
@@ -87,6 +88,7 @@ class Watcher(FileSystemEventHandler):
         return True
 
     def _run(self) -> None:
+        pause = _POLL_SECONDS
         while not self._stopped:
             with self._condition:
                 self._condition.wait(self._pause())
@@ -112,8 +114,12 @@ class Watcher(FileSystemEventHandler):
                 logger.exception("A change in %s could not be followed; it is tried again.", self._studies.folder)
                 with self._condition:
                     self._everything = True
-                    self._last = time.monotonic() + _POLL_SECONDS
-                    self._first = self._first or self._last
+                    self._images |= images
+                    self._labels |= labels
+                    self._first = self._last = time.monotonic() + pause
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                pause = _POLL_SECONDS
 
     def _pause(self) -> float | None:
         """Seconds until there is something to do, 0 for now; None where nothing is known to come."""

@@ -39,7 +39,7 @@ def test_as_many_at_a_time_as_fit(size: int, at_once: int) -> None:
 
 
 def test_what_does_not_fit_alone_is_refused_for_now() -> None:
-    with pytest.raises(ImageError, match="a: to be scored it needs 0 MB of memory, which are not free") as refused:
-        with MemoryRoom().of("a", 101):
-            raise AssertionError
+    refusal = pytest.raises(ImageError, match="a: to be scored it needs 0 MB of memory, which are not free")
+    with refusal as refused, MemoryRoom().of("a", 101):
+        raise AssertionError
     assert refused.value.passing

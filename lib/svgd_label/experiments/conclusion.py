@@ -69,9 +69,9 @@ def evidence(summary: Mapping[str, Any], claimed: str | None) -> str | None:
     sentences = [f"Between {first} and {last} labelled volumes, the mean Dice of {claimed} is {_listed(said)}."]
     trainings = {name: _trainings(arms[name]) for name in (claimed, *_compared(arm))}
     if trainings[claimed] > max(trainings[name] for name in _compared(arm)):
-        others = _listed([f"{name} {trainings[name]:.1f}" for name in _compared(arm)])
+        others = _listed([f"{name} {trainings[name]:.3g}" for name in _compared(arm)])
         sentences.append(
-            f"For that it trained {trainings[claimed]:.1f} times, {others}: training more often gains Dice too."
+            f"For that it trained {trainings[claimed]:.3g} times, {others}: training more often gains Dice too."
         )
     reached = [distinct[-1] for distinct in arm["raw"]["distinct"]]
     if min(reached) < last:

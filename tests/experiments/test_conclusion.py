@@ -92,6 +92,6 @@ def test_the_price_of_a_gain_in_trainings_and_where_an_arm_was_cut_off_are_said(
     found = evidence(summary(ours=ours, random=arm()), "ours")
     assert found is not None
     assert found.endswith(
-        ". For that it trained 4.0 times, random 3.0: training more often gains Dice too. "
+        ". For that it trained 4 times, random 3: training more often gains Dice too. "
         "It was cut off at 11 volumes or later, and its last Dice stands for the rest."
     )

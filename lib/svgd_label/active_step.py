@@ -75,7 +75,7 @@ def score_pool(
     subset = _subset(pool, version, limit, seed)
     limited = len(subset) < len(pool.pool_images())
     todo = [image for image in subset if image not in done]
-    with_codes, passing = pool.coded_images(), set[str]()
+    with_codes, passing = pool.coded_images(), 0
     with contextlib.closing(_score(task, committee, todo, paths)) as found:
         for number, (image, scored) in enumerate(found, start=1):
             if (newest := pool.model_version()) is not None and newest > version:
@@ -84,8 +84,7 @@ def score_pool(
             if isinstance(scored, ImageError):
                 logger.warning("cannot be scored: %s", scored)
                 result.unusable[image] = str(scored)
-                if scored.passing:
-                    passing.add(image)
+                passing += scored.passing
                 _mark(pool, image, scored, fingerprints.get(image))
             else:
                 row, codes = scored
@@ -95,7 +94,7 @@ def score_pool(
                 result.scored += 1
             if on_progress is not None:
                 on_progress(number, len(todo))
-    if todo and len(passing) == len(todo) and not done:
+    if todo and passing == len(todo) and not done:
         # As where memory is short, or the committee answers NaN: the ranking and the picks that are there stay.
         logger.error("version %d has scored no image: nothing is ranked and nothing picked", version)
         return result

@@ -290,7 +290,7 @@ def _by_client(label_info: Any, array: NDArray[np.uint16], *, raw: bool) -> Segm
             idx = int(idx)
         if "idx" in entry and (not isinstance(idx, int) or isinstance(idx, bool)):
             raise LabelError(f"idx {idx!r} of {name!r} in label_info is no whole number")
-        if idx or _plain(name) != BACKGROUND:
+        if idx or plain_name(name) != BACKGROUND:
             entries.append((name, idx))
     by_order = [(name, position) for position, (name, _) in enumerate(entries, start=1)]
     by_idx = [(name, idx) for name, idx in entries if idx is not None]
@@ -319,8 +319,8 @@ def _lookup(
     array: NDArray[np.uint16], segments: Segments | None, labels: Sequence[str], aliases: Mapping[str, Sequence[str]]
 ) -> tuple[NDArray[np.uint8], list[str], list[str]]:
     """Table from a value in the file to the task's value, with the names left out and the structures not named."""
-    known = {_plain(alias): labels.index(label) + 1 for label, names in aliases.items() for alias in names}
-    known |= {_plain(label): value for value, label in enumerate(labels, start=1)}
+    known = {plain_name(alias): labels.index(label) + 1 for label, names in aliases.items() for alias in names}
+    known |= {plain_name(label): value for value, label in enumerate(labels, start=1)}
     if segments is None:
         segments = list(zip(labels, range(1, len(labels) + 1), strict=True))
     present = _present(array)
@@ -330,9 +330,9 @@ def _lookup(
             f"it holds the value {unnamed[0]}, which belongs to no segment; the segments are "
             f"{', '.join(f'{value} {name}' for name, value in segments) or 'none'}"
         )
-    segments = [(name, value) for name, value in segments if _plain(name) != BACKGROUND and value]
-    ignored = [(name, value) for name, value in segments if _plain(name) not in known]
-    named = {known[_plain(name)] for name, _ in segments if _plain(name) in known}
+    segments = [(name, value) for name, value in segments if plain_name(name) != BACKGROUND and value]
+    ignored = [(name, value) for name, value in segments if plain_name(name) not in known]
+    named = {known[plain_name(name)] for name, _ in segments if plain_name(name) in known}
     missing = [label for value, label in enumerate(labels, start=1) if value not in named]
     unknown = [name for name, value in ignored if value in present]
     _refuse_bands(unknown)
@@ -343,13 +343,13 @@ def _lookup(
         )
     lookup = np.zeros(LARGEST_VALUE + 1, np.uint8)
     for name, value in segments:
-        lookup[value] = known.get(_plain(name), 0)
+        lookup[value] = known.get(plain_name(name), 0)
     return lookup, [name for name, _ in ignored], missing
 
 
 def _refuse_bands(names: Iterable[str]) -> None:
     """Bands of doubt, which a viewer shows as segments over the structures: saved with these, they would be holes."""
-    shown = [name for name in names if _plain(name) in BANDS]
+    shown = [name for name in names if plain_name(name) in BANDS]
     if shown:
         raise LabelError(
             f"its segments {', '.join(map(repr, shown))} show where the committee is unsure and cover the structures "
@@ -367,13 +367,14 @@ def _present(array: NDArray[np.uint16]) -> set[int]:
 def _check_values(segments: Segments, what: str) -> None:
     """Refuses values that no voxel can have, the background's for a structure, and one value for two names."""
     for name, value in segments:
-        if not (1 <= value <= LARGEST_VALUE or (value == 0 and _plain(name) == BACKGROUND)):
+        if not (1 <= value <= LARGEST_VALUE or (value == 0 and plain_name(name) == BACKGROUND)):
             raise LabelError(f"{name!r} has {value} as {what}; number the segments from 1 to {LARGEST_VALUE}")
     if len({value for _, value in segments}) < len(segments):
         raise LabelError(f"two segments have the same {what}; give each its own and save again")
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A structure's name without what people write differently: case, and blanks around it."""
     return name.strip().casefold()
 
 

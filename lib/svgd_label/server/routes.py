@@ -229,7 +229,8 @@ def _check(model: str, params: dict[str, Any], run_sync: bool) -> None:
         TrainRequest.read(params)
     except RequestError as error:
         raise HTTPException(400, str(error)) from error
-    if is_trained_elsewhere(app_instance().pool.database.folder) and not is_running("train"):
+    # Asked last: looking takes the lock for a moment, in which one's own training must not start.
+    if not is_running("train") and is_trained_elsewhere(app_instance().pool.database.folder):
         raise HTTPException(409, f"{BUSY}: wait for its end, then try again")
     if not app_instance().pool.training_list():
         raise HTTPException(409, "there is no labelled image to train on: save a label first")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from typing_extensions import Self
 
 from svgd_label.errors import UserError
+from svgd_label.labels import plain_name
 from svgd_label.likelihood import Likelihood
 
 PRESETS = files("svgd_label.tasks") / "presets"
@@ -100,7 +101,7 @@ class Task(_Strict):
     @field_validator("labels")
     @classmethod
     def _labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        names = [label.strip().casefold() for label in labels]
+        names = [plain_name(label) for label in labels]
         if len(set(names)) < len(names) or not all(names):
             raise ValueError("every structure needs a name of its own")
         if "background" in names:
@@ -130,10 +131,10 @@ class Task(_Strict):
         unknown = sorted(set(self.aliases) - set(self.labels))
         if unknown:
             raise ValueError(f"aliases: {', '.join(unknown)} is no structure of this task ({', '.join(self.labels)})")
-        owners: dict[str, str] = {label.strip().casefold(): label for label in self.labels}
+        owners: dict[str, str] = {plain_name(label): label for label in self.labels}
         for label, names in self.aliases.items():
             for name in names:
-                owner = owners.setdefault(name.strip().casefold(), label)
+                owner = owners.setdefault(plain_name(name), label)
                 if owner != label:
                     raise ValueError(f"aliases: {name} stands for both {owner} and {label}; keep it for one of them")
         if self.patches and self.mi_grid == "padded":

@@ -75,6 +75,21 @@ def test_the_figures_are_files_too_and_the_numbers_are_the_summarys(written: Pat
     assert json.loads((written / "summary.json").read_text()) == json.loads((finished / "summary.json").read_text())
 
 
+def test_the_table_in_markdown_has_a_row_for_each_arm(run: Run, tmp_path: Path) -> None:
+    write_report(run, tmp_path)
+    rows = [row.split(" | ") for row in (tmp_path / "table.md").read_text().splitlines() if row.startswith("| `")]
+    arms = summarise(run)["arms"]
+    assert [row[0] for row in rows] == [f"| `{arm}`" for arm in arms]
+    for row, entry in zip(rows, arms.values(), strict=True):
+        assert row[1:3] == [
+            str(len(entry["seeds"])),
+            "{:.4f} ({:.4f} to {:.4f})".format(entry["aubc"], *entry["aubc_ci"]),
+        ]
+        against = entry["vs_random"]
+        assert row[3] == ("–" if against is None else "{:+.4f} ({:+.4f} to {:+.4f})".format(*against).replace("-", "−"))
+    assert rows[0][4:] == ["not reached", "20", "2 |"]
+
+
 def test_one_seed_allows_no_claim_and_the_page_says_what_is_what(written: Path) -> None:
     text = Page(written / "report.html").text
     assert "No claim can be made with fewer than 5 seeds; so far, entropy_mi_delete lies" in text

@@ -1,10 +1,11 @@
-"""The report of a run: one HTML page that needs nothing else, its figures as SVG and PNG, and summary.json."""
+"""The report of a run: one HTML page that needs nothing else, figures as SVG and PNG, table.md and summary.json."""
 
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -19,6 +20,7 @@ from svgd_label.experiments.run import Run, write_json
 from svgd_label.experiments.statistics import SEEDS_FOR_INTERVALS
 
 PAGE = "report.html"
+TABLE = "table.md"
 LICENCE = "LICENCE-pictures.txt"
 
 
@@ -36,7 +38,7 @@ class Picture:
 
 
 def write_report(run: Run, folder: Path, *, data: Path | None = None, licence: str | None = None) -> Path:
-    """Writes the page, the figures and summary.json into a folder.
+    """Writes the page, the figures, the table and summary.json into a folder.
 
     Args:
         run: arms and seeds that have not ended are left out, and named.
@@ -57,14 +59,10 @@ def write_report(run: Run, folder: Path, *, data: Path | None = None, licence: s
     licence = licence or found.licence
     pictures = {arm: _pictures(found, arm) for arm in found.steps} if licence else {}
     folder.mkdir(parents=True, exist_ok=True)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "signed": _signed, "interval": _interval, "duration": duration}
-    template = (files("svgd_label.experiments") / "report.html.j2").read_text(encoding="utf-8")
     notice = _notice(licence) if licence and any(pictures.values()) else None
-    page = environment.from_string(template).render(
-        found=found,
-        conclusion=conclude(found.summary, found.claimed),
-        evidence=evidence(found.summary, found.claimed),
+    page = _render(
+        "report.html.j2",
+        found,
         figures=_draw(found, folder),
         pictures=pictures,
         notice=notice,
@@ -74,8 +72,23 @@ def write_report(run: Run, folder: Path, *, data: Path | None = None, licence: s
     if notice:
         (folder / LICENCE).write_text(notice + "\n", encoding="utf-8")
     write_json(folder / "summary.json", found.summary, indent=2)
+    (folder / TABLE).write_text(table(found), encoding="utf-8")
     (folder / PAGE).write_text(page, encoding="utf-8")
     return folder / PAGE
+
+
+def table(found: Findings) -> str:
+    """The conclusion and the arms in Markdown: what a README says of a run."""
+    return _render("table.md.j2", found)
+
+
+def _render(template: str, found: Findings, **more: Any) -> str:
+    html = template.endswith(".html.j2")
+    environment = Environment(autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": _number, "signed": _signed, "interval": _interval, "duration": duration}
+    text = (files("svgd_label.experiments") / template).read_text(encoding="utf-8")
+    said = {name: say(found.summary, found.claimed) for name, say in (("conclusion", conclude), ("evidence", evidence))}
+    return environment.from_string(text).render(found=found, **said, **more) + "\n"
 
 
 def _draw(found: Findings, folder: Path) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """Series are mirrored, labels come back as SEG, and a server that is away, empty or wrong costs nothing."""
 
+import fcntl
 import gzip
 import logging
 import threading
+import time
 from pathlib import Path
 
 import nibabel
@@ -11,6 +13,8 @@ import pydicom
 import pytest
 from fastapi import HTTPException
 from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
 from tests.dicom.conftest import PASSWORD, USER
 from tests.dicom.series import AXIAL, PATIENT, PATIENT_ID, make_series
 from tests.dicom.store import Open, instances, label_map, load, save, state
@@ -133,6 +137,52 @@ def test_an_empty_and_a_silent_server_cost_nothing_and_are_told_of_once(
     assert store.list_images() == sorted([uid, other])
 
 
+def spoil(folder: Path) -> None:
+    """Makes the series one of JPEG 2000 that nothing can decode: this server answers HTTP 500 for it."""
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.PixelData = encapsulate([b"no picture"])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        dataset.save_as(file)
+
+
+def test_a_series_that_the_server_does_not_give_out_keeps_no_other_away(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [make_series(tmp_path / f"bad {seed}", AXIAL, seed=seed) for seed in range(3)]
+    for seed in range(3):
+        spoil(tmp_path / f"bad {seed}")
+        orthanc.load(tmp_path / f"bad {seed}")
+    good = sorted(load(orthanc, tmp_path, seed=seed) for seed in (3, 4))
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):  # in whichever order they are listed
+            store.mirror.synchronise()
+    assert store.list_images() == good
+    for uid in bad:
+        assert len([r for r in caplog.records if uid in r.message and "HTTP 500" in r.message]) == 1
+    assert "answers again" not in caplog.text
+
+
+def test_only_one_of_two_servers_with_one_state_follows_the_dicom_server(
+    orthanc: Orthanc, open_store: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uid = load(orthanc, tmp_path)
+    second = open_store()
+    with (tmp_path / "state" / "mirror.lock").open("a") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second.mirror.start()
+        end = time.monotonic() + 30
+        while "this one waits" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.05)
+        assert "this one waits" in caplog.text
+        assert second.list_images() == []
+    end = time.monotonic() + 60
+    while second.list_images() != [uid] and time.monotonic() < end:
+        time.sleep(0.1)
+    assert second.list_images() == [uid], "it goes on where the first ends"
+
+
 def test_a_lost_index_is_made_again_without_fetching(orthanc: Orthanc, open_store: Open, tmp_path: Path) -> None:
     uid = load(orthanc, tmp_path)
     store = open_store()
@@ -246,10 +296,10 @@ def test_a_label_that_was_deleted_while_it_waited_is_forgotten(
     orthanc.stop(kill=True)
     save(store, uid, label_map(store, uid), tmp_path)
     store.outbox.send()
-    assert len(store.outbox._pauses) == 1
+    assert store.outbox._patience.seconds() <= 2
     store.remove_label(uid, "final")
     store.outbox.send()
-    assert not store.outbox._pauses, "or the thread would look for it ten times a second"
+    assert store.outbox._patience.seconds() == float("inf"), "or the thread would look for it ten times a second"
 
 
 def test_a_label_whose_answer_was_lost_is_not_stored_twice(

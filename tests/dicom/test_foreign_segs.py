@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -17,6 +18,7 @@ from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
 from svgd_label.server.dicom.segmentation import MAKER, Origin, make_segmentation
 from svgd_label.server.dicom.takeover import _written
+from svgd_label.server.dicom.web import Series
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +68,54 @@ def test_a_seg_that_another_program_stored_becomes_the_label_by_its_names_and_is
     store.mirror.synchronise()
     assert len(instances(orthanc)) == 2
     assert [v.number for v in store.labels.versions(uid)] == [1, 2], "neither theirs nor ours is read again"
+
+
+def test_a_label_that_is_saved_while_an_older_seg_comes_stays(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first", "second"), written="20200101")
+    fetch, fetched = store.server.instances, []
+
+    def slowly(series: Series) -> Iterator[Dataset]:
+        fetched.append(series)
+        if len(fetched) == 2:  # first it is looked at, then taken
+            save(store, uid, label_map(store, uid, 2), tmp_path)
+        return fetch(series)
+
+    monkeypatch.setattr(store.server, "instances", slowly)
+    store.mirror.synchronise()
+    assert len(fetched) == 2
+    assert [v.number for v in store.labels.versions(uid)] == [1]
+    assert np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj).max() == 2
+
+
+def test_a_seg_that_cannot_be_read_keeps_no_other_away_and_is_told_of(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [load(orthanc, tmp_path, seed=seed) for seed in (1, 2)]
+    store.mirror.synchronise()
+    folder = Path(store.get_image_uri(images[0]))
+    spoilt = make_segmentation(
+        folder, label_map(store, images[0], 1), geometry(folder)[1], ("first",),
+        series_uid=generate_uid(), instance_uid=generate_uid(), origin=Origin("other", None, None, False),
+    )  # fmt: skip
+    spoilt.Manufacturer = spoilt.ManufacturerModelName = "Other"
+    spoilt.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = None
+    store.server.store(spoilt)
+    aimless = make_segmentation(
+        folder, label_map(store, images[0], 1), geometry(folder)[1], ("first",),
+        series_uid=generate_uid(), instance_uid=generate_uid(), origin=Origin("other", None, None, False),
+    )  # fmt: skip
+    del aimless.ReferencedSeriesSequence
+    store.server.store(aimless)
+    store_theirs(orthanc, store, images[1], label_map(store, images[1], 1), ("first", "second"))
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert store.get_labeled_images() == [images[1]]
+    assert "is not taken over: it cannot be read (TypeError)" in caplog.text
+    assert caplog.text.count(f"{aimless.SeriesInstanceUID} does not say which series it shows") == 1
 
 
 def test_an_older_seg_changes_nothing_and_one_with_unknown_names_is_refused_once(

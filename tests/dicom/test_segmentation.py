@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom
@@ -107,7 +108,7 @@ def test_the_first_colour_is_red_when_a_viewer_turns_it_back() -> None:
 
 def test_a_series_without_one_of_its_slices_is_one_clear_sentence(tmp_path: Path) -> None:
     make_series(tmp_path / "series", AXIAL, without=5)
-    with pytest.raises(ImageError, match="not at even distances; is one missing"):
+    with pytest.raises(ImageError, match="not in a row at even distances; is one missing"):
         load_volume(tmp_path / "series")
     shape, affine = AXIAL.shape, np.diag([-0.75, -1.25, 2.5, 1.0])
     affine[:3, 3] = np.array(AXIAL.origin) * [-1, -1, 1]
@@ -116,6 +117,70 @@ def test_a_series_without_one_of_its_slices_is_one_clear_sentence(tmp_path: Path
         make_segmentation(
             tmp_path / "series", labels, affine, STRUCTURES, series_uid="1.2", instance_uid="1.3", origin=ORIGIN
         )
+
+
+def edit(folder: Path, change: Callable[[pydicom.Dataset, int], None]) -> None:
+    """Changes every file of a series, in the order of its slices."""
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        change(dataset, int(dataset.InstanceNumber) - 1)
+        dataset.save_as(file)
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.5), (0.7, 0.0)], ids=["distances drift", "slices are shifted in turn"])
+def test_slices_that_lie_off_the_volumes_line_are_refused(shift: tuple[float, float], tmp_path: Path) -> None:
+    """No two distances differ by more than 20 %, but the line from first to last slice runs elsewhere."""
+
+    def move(dataset: pydicom.Dataset, k: int) -> None:
+        x, y, z = AXIAL.origin
+        drifted = 2.5 * k + shift[1] * max(k - 5, 0)
+        dataset.ImagePositionPatient = [x + shift[0] * (k % 2), y, round(z + drifted, 4)]
+
+    make_series(tmp_path / "series", AXIAL)
+    edit(tmp_path / "series", move)
+    with pytest.raises(ImageError, match="not in a row at even distances"):
+        geometry(tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [("ISO_IR 192", "王^小東"), (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"), ("ISO_IR 144", "Иванов^Иван")],
+)
+def test_names_in_any_script_are_the_series_own(characters: str | list[str], name: str, tmp_path: Path) -> None:
+    def rename(dataset: pydicom.Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = characters, name
+
+    folder = tmp_path / "series"
+    make_series(folder, AXIAL)
+    edit(folder, rename)
+    shape, affine = geometry(folder)
+    make_segmentation(
+        folder, labels_on_grid(shape, affine, AXIAL), affine, ("b", "Hüfte", "Tumor β"),
+        series_uid=generate_uid(), instance_uid=generate_uid(), origin=ORIGIN,
+    ).save_as(tmp_path / "seg.dcm")  # fmt: skip
+    read = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert str(read.PatientName) == name
+    assert [segment.SegmentLabel for segment in read.SegmentSequence] == ["b", "Hüfte", "Tumor β"]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("SliceThickness", None),
+        ("PatientBirthDate", "00000000"),
+        ("PatientBirthDate", "1950"),
+        ("PatientSex", "m"),
+        ("StudyTime", "10:11:12"),
+    ],
+)
+def test_what_an_export_has_spoilt_prevents_no_seg(keyword: str, value: str | None, tmp_path: Path) -> None:
+    make_series(tmp_path / "series", AXIAL)
+    edit(tmp_path / "series", lambda dataset, _: setattr(dataset, keyword, value))
+    made = segmentation(tmp_path / "series", AXIAL)
+    made.save_as(tmp_path / "seg.dcm")
+    shared = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert shared.SliceThickness == (2.5 if keyword == "SliceThickness" else 2)
+    assert keyword == "SliceThickness" or not made.get(keyword)
 
 
 def test_a_label_map_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:

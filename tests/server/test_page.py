@@ -263,6 +263,39 @@ def test_flagging_and_putting_back_from_the_row(study: Server, browser: Browser)
 
 
 @pytest.mark.slow
+def test_a_reason_that_could_not_be_sent_is_still_there(study: Server, browser: Browser) -> None:
+    row = "[...document.querySelectorAll('#images tbody tr')].find((row) => row.textContent.includes('phantom_03'))"
+    browser.run(f"{row}.querySelector('button').click()")
+    browser.run("document.querySelector('#flag input').value = 'motion'")
+    browser.run("(window.real = fetch, window.fetch = async () => { throw new TypeError(); }, null)")
+    browser.run("document.querySelector('#flag button[type=submit]').click()")
+    browser.wait_for("document.getElementById('flag-failed').textContent.startsWith('No answer came')")
+    assert browser.run("document.getElementById('flag').open")
+    browser.run("(window.fetch = window.real, null)")
+    browser.run("document.querySelector('#flag button[type=submit]').click()")
+    browser.wait_for("!document.getElementById('flag').open")
+    assert study.image_info("phantom_03")["flagged"] == "motion"
+    browser.wait_for(f"{row}.textContent.includes('flagged: motion')")
+    browser.run(f"{row}.querySelector('button').click()")
+    browser.wait_for(f"{row}.textContent.includes('unlabelled')")
+
+
+@pytest.mark.slow
+def test_the_focus_goes_to_the_next_row_where_its_own_leaves_the_table(study: Server, browser: Browser) -> None:
+    browser.run(
+        "(s => (s.value = 'unlabelled', s.dispatchEvent(new Event('change'))))(document.querySelector('#status'))"
+    )
+    rows = "[...document.querySelectorAll('#images tbody tr')]"
+    browser.wait_for(f"{rows}.every((row) => row.textContent.includes('unlabelled')) && {rows}.length > 2")
+    first, second = browser.run(f"{rows}.slice(0, 2).map((row) => row.cells[1].textContent)")
+    browser.run(f"{rows}[0].querySelector('button').focus()")
+    study.request("POST", "/svgd/flag", params={"image": first}, json={"reason": "motion"})
+    browser.wait_for(f"{rows}[0].cells[1].textContent === {second!r}")
+    assert browser.run(f"document.activeElement === {rows}[0].querySelector('button')")
+    study.request("POST", "/svgd/flag", params={"image": first}, json={"reason": None})
+
+
+@pytest.mark.slow
 def test_a_label_that_somebody_else_saves_appears_by_itself_and_the_scroll_stays(
     study: Server, browser: Browser
 ) -> None:
@@ -292,11 +325,18 @@ def test_a_training_is_started_followed_and_stopped_from_the_page(study: Server,
 
 
 @pytest.mark.slow
-def test_a_proxys_page_in_the_place_of_an_answer_is_told_and_outlived(browser: Browser) -> None:
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [(200, "Something other than the server answers"), (502, "The server does not answer"), (500, "refused (500)")],
+)
+def test_a_proxys_page_in_the_place_of_an_answer_is_told_and_outlived(
+    browser: Browser, status: int, sentence: str
+) -> None:
     notice = "document.getElementById('notice').textContent"
-    browser.run("(window.real = fetch, window.fetch = async () => new Response('<h1>Log in</h1>'), null)")
+    answer = f"new Response('<h1>Log in</h1>', {{ status: {status} }})"
+    browser.run(f"(window.real = fetch, window.fetch = async () => {answer}, null)")
     browser.run("document.querySelector('#images th[data-column=score] button').click()")
-    browser.wait_for(f"{notice}.includes('Something other than the server answers')")
+    browser.wait_for(f"{notice}.includes('{sentence}')")
     browser.run("(window.fetch = window.real, null)")
     browser.wait_for(f"{notice} === ''", seconds=30)
 
@@ -308,18 +348,29 @@ def test_an_image_is_held_and_a_second_annotator_is_told_so(study: Server) -> No
         return answer.json()
 
     free = "phantom_03"
-    assert hold("ann", free) == {"held_by": None, "labelled": False, "version": None}
-    assert hold("bob", free) == {"held_by": "ann", "labelled": False, "version": None}
-    assert hold("bob", "phantom_01") == {"held_by": None, "labelled": True, "version": None}
+    fine = {"held_by": None, "labelled": False, "flagged": None, "unusable": None, "version": None}
+    assert hold("ann", free) == fine
+    assert hold("bob", free) == {**fine, "held_by": "ann"}
+    assert hold("bob", "phantom_01") == {**fine, "labelled": True}
+    study.request("POST", "/svgd/flag", params={"image": free}, json={"reason": "motion"})
+    assert hold("ann", free) == {**fine, "flagged": "motion"}
+    study.request("POST", "/svgd/flag", params={"image": free}, json={"reason": None})
     unknown = requests.post(f"{study.address}/svgd/hold", params={"image": "none"}, json={}, timeout=60)
     assert unknown.status_code == 404
 
 
 @pytest.mark.slow
-def test_it_fits_a_phone(study: Server, tmp_path: Path) -> None:
-    with Browser(tmp_path / "profile", width=390, dark=True) as browser:
+@pytest.mark.parametrize("width", [390, 768, 940])
+def test_it_fits_a_phone_and_a_tablet_with_the_names_that_dicom_gives(
+    study: Server, tmp_path: Path, width: int
+) -> None:
+    with Browser(tmp_path / "profile", width=width, dark=True) as browser:
         browser.open(f"{study.address}/svgd/")
         browser.wait_for("document.querySelectorAll('#images tbody tr').length")
-        assert browser.run("document.documentElement.scrollWidth <= 390")
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        uid = "1.2.826.0.1.3680043.8.498." + "1234567890" * 3 + "12345678"
+        browser.run(f"document.getElementById('flag-name').textContent = '{uid}'")
+        browser.run("document.getElementById('flag').showModal()")
+        assert browser.run("(d => d.scrollWidth <= d.clientWidth)(document.getElementById('flag'))")
         assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(18, 21, 26)"
         assert browser.errors == []

@@ -344,6 +344,93 @@ def test_of_a_study_with_several_series_the_pages_link_shows_the_right_one(site:
     assert site.drawing().series == site.series[name]
 
 
+def test_what_is_drawn_while_the_server_is_asked_counts_as_not_submitted(site: Site) -> None:
+    browser = site.browser
+    site.open("phantom_01")
+    submitted = site.stroke("Brush", "anterior")
+    browser.run("globalThis.going = []; await page.route(argument, route => going.push(route))", "**/datastore/label*")
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    browser.run("while (!going.length) await page.waitForTimeout(50)")
+    later = site.stroke("Brush", "posterior")
+    browser.run(
+        "await page.unroute(argument); for (const route of going) await route.continue()", "**/datastore/label*"
+    )
+    site.said("Label counted")
+    submitted.assert_lies_as(site.label(submitted.series))
+    browser.disagree("Go on without submitting", "await page.click(\"#svgd-bar button:has-text('Next sample')\")")
+    site.said("Your drawing is still here")
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Label counted")
+    later.assert_lies_as(site.label(later.series))
+
+    browser.click("#svgd-bar button:has-text('Undo')")  # the server has what was taken back
+    site.said("taken back")
+    browser.disagree("Go on without submitting", "await page.click(\"#svgd-bar button:has-text('Next sample')\")")
+    assert browser.inside("() => document.activeElement.textContent") == "Next sample"
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Label counted")
+
+    # Before the server has said which image is next
+    browser.run("globalThis.going = []; await page.route(argument, route => going.push(route))", "**/activelearning/*")
+    browser.click("#svgd-bar button:has-text('Next sample')")
+    browser.run("while (!going.length) await page.waitForTimeout(50)")
+    last = site.stroke("Brush", "posterior")
+    browser.disagree(
+        "Go on without submitting",
+        "await page.unroute('**/activelearning/*'); for (const route of going) await route.continue()",
+    )
+    site.said("Your drawing is still here")
+    np.testing.assert_array_equal(site.drawing().voxels, last.voxels)
+    browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Label counted")
+    last.assert_lies_as(site.label(last.series))
+
+
+def test_what_speaks_against_an_image_is_said_and_a_login_is_no_answer(site: Site) -> None:
+    image = site.series["phantom_03"]
+    site.server.request("POST", "/svgd/flag", params={"image": image}, json={"reason": "motion"})
+    site.open("phantom_03")
+    site.said("This image is flagged (motion)")
+    site.server.request("POST", "/svgd/flag", params={"image": image}, json={"reason": None})
+    site.server.request("POST", "/svgd/hold", params={"image": image}, json={"client_id": "ann"})
+    drawn = site.stroke("Brush", "anterior")
+    login = "route => route.fulfill({ contentType: 'text/html', body: '<h1>Log in</h1>' })"
+    site.browser.run(f"await page.route('**/datastore/label*', {login}, {{ times: 1 }})")
+    site.browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Your login has probably ended")
+    np.testing.assert_array_equal(site.drawing().voxels, drawn.voxels)
+    site.browser.click("#svgd-bar button:has-text('Submit label')")
+    site.said("Somebody else (ann) has this image in hand")
+    drawn.assert_lies_as(site.label(image))
+
+
+def test_a_brush_draws_what_the_bar_shows_whatever_the_panel_begins_with(site: Site) -> None:
+    """The panel's segments are sorted: 'unsure', of another model, comes before 'ventricle'."""
+    folder = site.server.folder / "ventricle"
+    folder.mkdir()
+    (folder / "task.yaml").write_text(TASK.replace("[anterior, posterior]", "[ventricle]"), encoding="utf-8")
+    settings = {"task": str(folder / "task.yaml"), "state": str(folder / "state"), "validation": "none"}
+    server, browser = Server(folder, settings, source=site.orthanc.url), site.browser
+    try:
+        server.start()
+        image = site.series["phantom_01"]
+        server.wait_for(lambda: "StudyInstanceUID" in server.image_info(image), "the series", seconds=60)
+        study = server.image_info(image)["StudyInstanceUID"]
+        browser.open(f"{server.address}/ohif/")
+        browser.click("text=Confirm and Hide")
+        browser.open(f"{server.address}/ohif/monai-label?StudyInstanceUIDs={study}")
+        browser.wait("() => document.querySelector('#svgd-bar select')?.selectedOptions[0]?.text === 'ventricle'")
+        browser.click("#svgd-bar button:has-text('Brush')")
+        box = browser.run("return page.locator('.viewport-element').first().boundingBox()")
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        browser.drag((x - 15, y), (x + 15, y))
+        site.server.wait_for(lambda: site.drawing().voxels.any(), "a stroke", seconds=60)
+        browser.click("#svgd-bar button:has-text('Submit label')")
+        site.said("Label counted")
+    finally:
+        server.kill()
+
+
 def test_a_real_series_is_found_segmented_and_its_label_counted(site: Site, dicom_series: Path) -> None:
     series = str(pydicom.dcmread(next(dicom_series.glob("*.dcm")), stop_before_pixels=True).SeriesInstanceUID)
     before = site.status()

@@ -24,7 +24,7 @@ EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 HEADER_ROOM = 1 << 22  # bytes a file may hold besides its voxels: header, extensions, segment names
 LARGEST_GZIP_RATIO = 1032  # of deflate itself
 SLICE_TAGS = ("Rows", "Columns", "InstanceNumber", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
-UNEVEN = 0.2  # of the distance between slices; a missing slice is off by 1, a table's jitter by hundredths
+UNEVEN = 0.2  # of a voxel, from an even row of slices; a missing slice is off by 1, a table's jitter by hundredths
 # Signs that take a NRRD space to RAS; one without a name is LPS, as MONAI and ITK read it.
 SPACES = {
     "": (-1, -1, 1),
@@ -222,11 +222,16 @@ def _check_slices(heads: Sequence[Any]) -> None:
         raise Unusable("its slices are not parallel; put those of one stack into the folder")
     normal = np.cross(orientations[0, :3], orientations[0, 3:])
     order = np.argsort([int(head.InstanceNumber) for head in heads], kind="stable")
-    steps = np.diff((positions @ normal)[order])
+    places = positions[order]
+    steps = np.diff(places @ normal)
     if np.abs(steps).min() < 1e-3 or (np.sign(steps) != np.sign(steps[0])).any():
         raise Unusable("its slices do not follow one another; put those of one stack into the folder")
-    if np.abs(steps - np.median(steps)).max() > UNEVEN * np.abs(np.median(steps)):
-        raise Unusable("its slices are not at even distances; is one missing?")
+    # The volume's affine is the line from the first slice to the last: small differences that add up lead away from it.
+    apart = places - np.linspace(places[0], places[-1], len(places))
+    down, along = (float(x) for x in heads[0].PixelSpacing)
+    axes = np.stack([orientations[0, :3] / along, orientations[0, 3:] / down, normal / np.abs(steps).mean()])
+    if np.abs(apart @ axes.T).max() > UNEVEN:
+        raise Unusable("its slices are not in a row at even distances; is one missing?")
 
 
 def _spatial(shape: Sequence[int], itemsize: int) -> tuple[int, int, int]:

@@ -103,7 +103,7 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
 
 @router.post("/svgd/hold")
 def hold(image: str, request: Request, params: Parameters = None, user: User = _annotator) -> dict[str, Any]:
-    """Takes or renews the client's lease of an image that nobody else holds; says who does, and of its label."""
+    """Takes or renews the client's lease of an image that nobody else holds; says who does, and of image and label."""
     app, client = app_instance(), _client(request, guards.client_parameters(params), user)
     with storing():
         app.pool.touch(plain_image(image), client)
@@ -112,7 +112,11 @@ def hold(image: str, request: Request, params: Parameters = None, user: User = _
         raise unknown_image(image)
     holder = state["leased_by"]
     version = app.datastore().saved_label(image, FINAL)["version"]
-    return {"held_by": None if holder == client else holder, "labelled": state["labelled"], "version": version}
+    return {
+        "held_by": None if holder == client else holder,
+        **{key: state[key] for key in ("labelled", "flagged", "unusable")},
+        "version": version,
+    }
 
 
 @router.post("/svgd/flag")

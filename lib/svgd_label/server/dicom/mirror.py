@@ -1,6 +1,7 @@
 """The image series of a DICOMweb server as folders in a studies folder, followed as they come, change and go."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
@@ -11,8 +12,10 @@ from typing import Any
 
 import pydicom
 
+from svgd_label.errors import UserError
 from svgd_label.pool import Studies
 from svgd_label.pool.files import make_folder, sync_folder
+from svgd_label.server.dicom.patience import Patience
 from svgd_label.server.dicom.web import DicomServer, Series, ServerError, is_uid
 
 logger = logging.getLogger(__name__)
@@ -25,13 +28,15 @@ _COUNT = "NumberOfSeriesRelatedInstances"
 _NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "KO", "PR", "REG", "FID", "DOC", "AU", "ECG")
 _ANNOUNCE_SECONDS = 10.0
 _LONGEST_PAUSE = 3600.0
+_LOST_AT_MOST = 2  # series in a row that the server does not give out
 
 
 class Mirror:
     """Keeps ``studies.folder/SERIES_UID/INSTANCE_UID.dcm`` as the server has them, in a thread.
 
     An answer that lists no series at all counts as an outage: nothing here is removed for it. A series that others
-    are listed without leaves the pool; its label stays where it is.
+    are listed without leaves the pool; its label stays where it is. One that cannot be fetched keeps no other away. Of
+    several servers over one state folder one does this, and another goes on where that ends.
 
     Args:
         server: who is asked.
@@ -68,7 +73,7 @@ class Mirror:
         self._outage: str | None = None
         self._counts: dict[str, int | None] = {}
         self._unlisted: set[str] = set()
-        self._failures: dict[str, tuple[int, float]] = {}  # series -> how often, not before
+        self._patience: Patience[str] = Patience(2 * pause, _LONGEST_PAUSE)
 
     def start(self) -> None:
         """Asks at once and then again and again, until the process ends."""
@@ -94,20 +99,21 @@ class Mirror:
         changed = [self._withdraw(uid) for uid in sorted(gone & self._unlisted)]
         self._unlisted = gone
         wanted = [s for s in listed.values() if s.uid not in known or s.instances not in (None, known[s.uid])]
-        announced = time.monotonic()
+        announced, lost = time.monotonic(), 0
         for series in wanted:
             if not self._is_due(series):
                 continue
             try:
                 self._fetch(series)
-            except (ServerError, OSError, ValueError) as error:
-                if isinstance(error, ServerError) and error.is_outage:
-                    self._failed(str(error))
-                    break
+            except Exception as error:  # whatever is wrong with one must not keep the others away
                 self._put_off(series, error)
+                lost += isinstance(error, ServerError) and error.is_outage
+                if lost == _LOST_AT_MOST:  # rather the server's fault than theirs: the next look asks for others
+                    break
                 continue
-            self._failures.pop(series.uid, None)
+            self._patience.done(series.uid)
             changed.append(True)
+            lost = 0
             if time.monotonic() > announced + _ANNOUNCE_SECONDS:  # the first images need not wait for the last
                 self._on_change()
                 announced, changed = time.monotonic(), []
@@ -120,7 +126,16 @@ class Mirror:
             self._failed(str(error))
 
     def _run(self) -> None:
-        shutil.rmtree(self._incoming, ignore_errors=True)  # what a killed server left
+        with (self._studies.database.folder / "mirror.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.warning("Another server with this state folder follows the DICOM server; this one waits.")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            shutil.rmtree(self._incoming, ignore_errors=True)  # what a killed server left
+            self._follow()
+
+    def _follow(self) -> None:
         while True:
             try:
                 self.synchronise()
@@ -154,13 +169,12 @@ class Mirror:
         """Not while it is still being stored there, and not again at once where it could not be fetched."""
         if self._counts and self._counts.get(series.uid, -1) != series.instances:
             return False
-        return self._failures.get(series.uid, (0, 0.0))[1] <= time.monotonic()
+        return self._patience.is_due(series.uid)
 
     def _put_off(self, series: Series, error: Exception) -> None:
-        times = self._failures.get(series.uid, (0, 0.0))[0] + 1
-        self._failures[series.uid] = (times, time.monotonic() + min(self._pause * 2**times, _LONGEST_PAUSE))
-        if times == 1:
-            logger.warning("The series %s could not be fetched (%s); it is tried again.", series.uid, error)
+        if self._patience.put_off(series.uid):
+            why = error if isinstance(error, UserError | OSError | ValueError) else type(error).__name__
+            logger.warning("The series %s could not be fetched (%s); it is tried again.", series.uid, why)
 
     def _fetch(self, series: Series) -> None:
         """All files into a folder beside, then one rename: killed at any point, the series is whole or not there."""

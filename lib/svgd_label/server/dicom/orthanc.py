@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pydicom.misc import is_dicom
 from svgd_label.server.start import ROOT, StartError
 from svgd_label.server.start import serve as serve_studies
 
+USER = "svgd"
 FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 _PLUGINS = (Path("/usr/share/orthanc/plugins"), Path("/usr/lib/orthanc"), Path("/usr/local/share/orthanc/plugins"))
 _INSTALL = "install the Debian packages with 'apt-get install orthanc orthanc-dicomweb', or use compose.yaml"
@@ -48,7 +50,10 @@ def serve(
     from svgd_label.server.start import prepare
     from svgd_label.tasks import load_task
 
-    orthanc = Orthanc(ROOT / "studies" / "orthanc", dicom_port)
+    # With a password, or any web page that is open on this machine could change what is stored.
+    password = secrets.token_urlsafe(24)
+    orthanc = Orthanc(ROOT / "studies" / "orthanc", dicom_port, (USER, password))
+    os.environ |= {"MONAI_LABEL_DICOMWEB_USERNAME": USER, "MONAI_LABEL_DICOMWEB_PASSWORD": password}
     prepare(orthanc.url, task, host=host, port=port, conf=conf or {})  # what is wrong is said before anything starts
     named = load_task(task or (conf or {}).get("task") or "hippocampus").modality
     with orthanc.running():
@@ -125,24 +130,25 @@ class Orthanc:
             self._process = None
 
     def load(self, folder: Path) -> int:
-        """Stores all DICOM files below a folder; how many.
+        """Stores all DICOM files below a folder; how many. One that Orthanc refuses is named.
 
         Raises:
-            StartError: no such folder, no DICOM file in it, or one that Orthanc refuses.
+            StartError: no such folder, or no DICOM file in it that Orthanc takes.
         """
         if not folder.is_dir():
             raise StartError(f"{folder}: there is no such folder; DICOM= takes one with DICOM files in it")
         count = 0
         for file in sorted(folder.rglob("*")):
-            if not file.is_file() or not is_dicom(file):
+            if not file.is_file() or file.name.upper() == "DICOMDIR" or not is_dicom(file):  # a CD's list of its files
                 continue
             with file.open("rb") as stream:
                 answer = self.ask("POST", "/instances", data=stream)
             if not answer.ok:
-                raise StartError(f"{file}: Orthanc refuses this file (HTTP {answer.status_code}); is it complete?")
+                typer.echo(f"{file}: Orthanc refuses this file (HTTP {answer.status_code}); is it complete?", err=True)
+                continue
             count += 1
         if not count:
-            raise StartError(f"{folder}: no DICOM file is in this folder")
+            raise StartError(f"{folder}: no DICOM file is in this folder that Orthanc takes")
         return count
 
     def first_modality(self) -> str | None:
@@ -159,7 +165,7 @@ class Orthanc:
 
     def _answers(self) -> bool:
         try:
-            return self.ask("GET", "/dicom-web/studies", params={"limit": 1}).ok
+            return self.ask("GET", "/system").ok
         except requests.ConnectionError:
             return False
 

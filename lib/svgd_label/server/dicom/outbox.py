@@ -3,7 +3,6 @@
 import logging
 import sqlite3
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydicom.uid import generate_uid
 from svgd_label.errors import UserError
 from svgd_label.labels import convert_label
 from svgd_label.pool import FINAL, Studies
+from svgd_label.server.dicom.patience import Patience
 from svgd_label.server.dicom.segmentation import Origin, make_segmentation
 from svgd_label.server.dicom.web import DicomServer, ServerError
 from svgd_label.tasks import Task
@@ -56,7 +56,7 @@ class Outbox:
         self._database = studies.database
         self._task = task
         self._wake = threading.Event()
-        self._pauses: dict[_Key, tuple[float, float]] = {}  # label -> not before, pause
+        self._patience: Patience[_Key] = Patience(_FIRST_PAUSE, _LONGEST_PAUSE)
 
     def start(self) -> None:
         """Sends until the process ends."""
@@ -68,20 +68,19 @@ class Outbox:
 
     def retry(self) -> None:
         """The server is back: whatever waits is tried at once."""
-        self._pauses.clear()
+        self._patience.keep([])
         self._wake.set()
 
     def send(self) -> None:
         """Tries once each label that is due."""
         waiting = self._waiting()
-        due = {label.key for label in waiting}
-        self._pauses = {key: pause for key, pause in self._pauses.items() if key in due}
+        self._patience.keep({label.key for label in waiting})
         for label in waiting:
-            if self._pauses.get(label.key, (0.0, 0.0))[0] > time.monotonic():
+            if not self._patience.is_due(label.key):
                 continue
             try:
                 self._send(label)
-                self._pauses.pop(label.key, None)
+                self._patience.done(label.key)
             except ServerError as error:
                 self._put_off(label, "waiting" if error.is_outage else "failed", str(error))
                 if error.is_outage:
@@ -115,8 +114,7 @@ class Outbox:
                 self.send()
             except Exception:  # one label must not end the sending
                 logger.exception("Labels could not be sent to the DICOM server.")
-            soonest = min((when for when, _ in self._pauses.values()), default=float("inf"))
-            self._wake.wait(min(max(soonest - time.monotonic(), 0.1), _LOOK_SECONDS))
+            self._wake.wait(min(max(self._patience.seconds(), 0.1), _LOOK_SECONDS))
 
     def _waiting(self) -> list[_Label]:
         rows = self._database.connection.execute(
@@ -193,8 +191,7 @@ class Outbox:
                 )
 
     def _put_off(self, label: _Label, state: str, why: str) -> None:
-        pause = min(2 * self._pauses.get(label.key, (0.0, _FIRST_PAUSE / 2))[1], _LONGEST_PAUSE)
-        self._pauses[label.key] = (time.monotonic() + pause, pause)
+        self._patience.put_off(label.key)
         if self.state(label.image).get("why") != why:
             logger.warning("The SEG of the label of %s waits here: %s. It is tried again.", label.image, why)
         self._record(label, state, why)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage
+from pydicom.valuerep import DA, DS, TM
 from skimage.color import rgb2lab
 
 import svgd_label
@@ -101,11 +102,9 @@ def make_segmentation(
     if "FrameOfReferenceUID" not in heads[0]:
         raise SegmentationError("the series has no FrameOfReferenceUID, so no SEG can refer to its places")
     for head in heads:
-        for name, empty in _OF_THE_STUDY:
-            if name not in head:
-                setattr(head, name, empty)
+        _complete(head, float(np.linalg.norm(affine[:3, 2])))
     try:
-        return highdicom.seg.Segmentation(
+        made = highdicom.seg.Segmentation(
             source_images=heads,
             pixel_array=frames,
             segmentation_type=SegmentationTypeValues.BINARY,
@@ -122,8 +121,29 @@ def make_segmentation(
             content_label="LABEL",
             series_description=f"{MAKER} {origin.task} {_version(origin)}"[:64],
         )
+        made.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of patients and structures in any script
+        return made
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise SegmentationError(f"no SEG can be made of the label ({type(error).__name__}: {error})") from error
+
+
+def _complete(head: Dataset, step: float) -> None:
+    """What a SEG repeats of its series: empty where that has none, or none that DICOM allows, as after some exports."""
+    for name, empty in _OF_THE_STUDY:
+        try:
+            value = head.get(name)
+            if value is not None and name.endswith("Date"):
+                DA(value)
+            elif value is not None and name.endswith("Time"):
+                TM(value)
+            elif name == "PatientSex" and value not in (None, "", "M", "F", "O"):
+                raise ValueError(value)
+        except ValueError:
+            value = None
+        if value is None:
+            setattr(head, name, empty)
+    if not head.get("SliceThickness"):
+        head.SliceThickness = DS(step, auto_format=True)
 
 
 def is_ours(instance: Dataset) -> bool:

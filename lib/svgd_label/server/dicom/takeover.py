@@ -5,6 +5,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from svgd_label.images import geometry
 from svgd_label.labels import ConvertedLabel, write_label
 from svgd_label.pool import FINAL
 from svgd_label.server.datastore import SafeDatastore
+from svgd_label.server.dicom.patience import Patience
 from svgd_label.server.dicom.segmentation import (
     SegmentationError,
     is_of_task,
@@ -28,6 +30,7 @@ from svgd_label.server.dicom.web import DicomServer, Series, ServerError
 logger = logging.getLogger(__name__)
 
 CLIENT = "DICOM server"
+_FIRST_PAUSE, _LONGEST_PAUSE = 120.0, 3600.0
 _CLOCKS_APART = 60.0  # seconds that the clock of who wrote a SEG may be ahead
 
 
@@ -53,6 +56,7 @@ class Takeover:
         self._on_label = on_label
         self._elsewhere: dict[str, str] = {}  # SEG -> the series that it shows, which is not here
         self._told: set[str] = set()
+        self._patience: Patience[str] = Patience(_FIRST_PAUSE, _LONGEST_PAUSE)
 
     def look(self) -> None:
         """Asks once.
@@ -62,23 +66,44 @@ class Takeover:
         """
         newest: dict[str, tuple[float, Series, str]] = {}
         for series in self._unseen():
-            for instance in self._instances(series):
-                image = referenced_series(instance) or ""
-                if self._store.studies.image_path(image) is None:
-                    self._elsewhere[series.uid] = image
-                elif is_ours(instance) and not (is_of_task(instance, self._task) and self._is_new(image)):
-                    self._note(image, series, "ours")
-                else:
-                    other = newest.get(image)
-                    this = (_written(instance), series, str(instance.SOPInstanceUID))
-                    older = this if other is not None and this[0] < other[0] else other
-                    if older is not None:
-                        self._note(image, older[1], "older")
-                    if older is not this:
-                        newest[image] = this
-        taken = [self._take(image, series, uid, written) for image, (written, series, uid) in newest.items()]
+            with self._each(series):
+                for instance in self._server.instances(series):
+                    self._consider(series, instance, newest)
+        taken = []
+        for image, (written, series, uid) in newest.items():
+            with self._each(series):
+                taken.append(self._take(image, series, uid, written))
         if any(taken):
             self._on_label()
+
+    @contextmanager
+    def _each(self, series: Series) -> Iterator[None]:
+        """Whatever is wrong with one series keeps no other away, and is tried again."""
+        try:
+            yield
+        except Exception as error:
+            if self._patience.put_off(series.uid):
+                why = error if isinstance(error, UserError | OSError) else type(error).__name__
+                logger.warning("The SEG series %s could not be read (%s); it is tried again.", series.uid, why)
+        else:
+            self._patience.done(series.uid)
+
+    def _consider(self, series: Series, instance: Dataset, newest: dict[str, tuple[float, Series, str]]) -> None:
+        image = referenced_series(instance) or ""
+        if self._store.studies.image_path(image) is None:
+            self._elsewhere[series.uid] = image
+            if not image:
+                logger.warning("The SEG series %s does not say which series it shows, and is passed over.", series.uid)
+        elif is_ours(instance) and not (is_of_task(instance, self._task) and self._is_new(image)):
+            self._note(image, series, "ours")
+        else:
+            other = newest.get(image)
+            this = (_written(instance), series, str(instance.SOPInstanceUID))
+            older = this if other is not None and this[0] < other[0] else other
+            if older is not None:
+                self._note(image, older[1], "older")
+            if older is not this:
+                newest[image] = this
 
     def _unseen(self) -> list[Series]:
         seen = {row["series"] for row in self._database.connection.execute("SELECT series FROM segmentations")}
@@ -93,14 +118,9 @@ class Takeover:
             for series in listed
             if series.modality == "SEG"
             and series.uid not in seen
+            and self._patience.is_due(series.uid)
             and (series.uid not in self._elsewhere or here(self._elsewhere[series.uid]) is not None)
         ]
-
-    def _instances(self, series: Series) -> Iterator[Dataset]:
-        try:
-            yield from self._server.instances(series)
-        except ServerError as error:
-            self._pass_on(error)
 
     def _pass_on(self, error: ServerError) -> None:
         """An outage is the caller's; of what the server cannot do it is told once."""
@@ -111,17 +131,15 @@ class Takeover:
             logger.warning("SEGs of other programs cannot be taken over: %s", error)
 
     def _take(self, image: str, series: Series, uid: str, written: float) -> bool:
-        label = self._database.connection.execute(
-            "SELECT saved FROM labels WHERE image = ? AND tag = ?", (image, FINAL)
-        ).fetchone()
-        if label is not None and label["saved"] >= written:
+        if self._is_older(image, written):
             self._note(image, series, "older")
             return False
-        for instance in self._instances(series):
+        for instance in self._server.instances(series):
             if instance.SOPInstanceUID != uid:
                 continue
             try:
-                self._save(image, series, instance)
+                if not self._save(image, series, instance, written):
+                    return False
             except (UserError, HTTPException) as error:
                 why = str(getattr(error, "detail", error))
                 logger.warning("A SEG of %s on the DICOM server is not taken over: %s", image, why)
@@ -131,6 +149,13 @@ class Takeover:
             logger.info("A SEG on the DICOM server is now the label of %s.", image)
             return True
         return False
+
+    def _is_older(self, image: str, written: float) -> bool:
+        """Whether the label that is here was saved after a SEG was written."""
+        label = self._database.connection.execute(
+            "SELECT saved FROM labels WHERE image = ? AND tag = ?", (image, FINAL)
+        ).fetchone()
+        return label is not None and label["saved"] >= written
 
     def _is_new(self, image: str) -> bool:
         """Whether the image never had a label here."""
@@ -144,11 +169,11 @@ class Takeover:
                 (image, series.uid, state, why, series.uid),
             )
 
-    def _save(self, image: str, series: Series, instance: Dataset) -> None:
+    def _save(self, image: str, series: Series, instance: Dataset, written: float) -> bool:
         shape, affine = geometry(self._store.get_image_uri(image))
         try:
             numbers, segments = read_segmentation(instance, shape, affine)
-        except (AttributeError, KeyError, ValueError, IndexError, NotImplementedError) as error:
+        except (AttributeError, KeyError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             if isinstance(error, SegmentationError):
                 raise
             raise SegmentationError(f"it cannot be read ({type(error).__name__})") from error
@@ -157,6 +182,9 @@ class Takeover:
             self._store.changing,  # as every save: the lock first, then the transaction
             self._database.transaction() as connection,
         ):
+            if self._is_older(image, written):  # saved while this one came
+                self._note(image, series, "older")
+                return False
             file = Path(folder) / "label.nii.gz"
             write_label(ConvertedLabel(numbers.astype(np.uint8), affine, [], []), file)
             info = {"label_info": [{"name": name, "idx": number} for name, number in segments], "client_id": CLIENT}
@@ -167,6 +195,7 @@ class Takeover:
                 "SELECT image, fingerprint, number, 'theirs', ?, ? FROM labels WHERE image = ? AND tag = ?",
                 (series.uid, str(instance.SOPInstanceUID), image, FINAL),
             )
+        return True
 
 
 def _written(instance: Dataset) -> float:

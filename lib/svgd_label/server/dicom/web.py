@@ -12,11 +12,13 @@ import requests
 from dicomweb_client import DICOMwebClient
 from monailabel.config import settings
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
 from requests.adapters import HTTPAdapter
 
 from svgd_label.errors import UserError
 from svgd_label.server.dicom.address import Address
 
+logger = logging.getLogger(__name__)
 # They tell of every search, of which there is one a minute, and print a traceback where a server is away.
 logging.getLogger("dicomweb_client").setLevel(logging.WARNING)
 logging.getLogger("retrying").setLevel(logging.ERROR)
@@ -26,6 +28,7 @@ warnings.filterwarnings("ignore", module="pydicom")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _TIMEOUT = (5.0, 60.0)  # seconds to connect, and without a byte
 _AWAY = (401, 403, 408, 425, 429)
+_TOLD: set[object] = set()
 
 
 class ServerError(UserError):
@@ -82,7 +85,7 @@ class DicomServer:
                 page = self._client.search_for_series(
                     search_filters=dict(search_filter), fields=["NumberOfSeriesRelatedInstances"], offset=len(found)
                 )
-                listed = [_series(Dataset.from_json(entry)) for entry in page]
+                listed = [_series(entry) for entry in page]
             new = {series.uid: series for series in listed if series is not None and series.uid not in found}
             if not new:  # the end, or a server that does not count pages
                 return list(found.values())
@@ -138,7 +141,13 @@ class DicomServer:
 class _WithTimeout(HTTPAdapter):
     def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs["timeout"] = kwargs.get("timeout") or _TIMEOUT
-        return super().send(request, *args, **kwargs)
+        answer = super().send(request, *args, **kwargs)
+        kind = answer.headers.get("Content-Type", "")
+        if kind.startswith(
+            "application/dicom+"
+        ):  # dicomweb_client takes JSON and XML with a "; charset=utf-8" for no answer at all
+            answer.headers["Content-Type"] = kind.partition(";")[0].strip()
+        return answer
 
 
 def is_uid(text: object) -> bool:
@@ -146,9 +155,21 @@ def is_uid(text: object) -> bool:
     return isinstance(text, str) and len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
-def _series(entry: Dataset) -> Series | None:
-    study, uid = str(entry.get("StudyInstanceUID", "")), str(entry.get("SeriesInstanceUID", ""))
+def _series(entry: Mapping[str, Any]) -> Series | None:
+    """Of DICOM's JSON only what is needed: what is wrong with other attributes hides no series."""
+
+    def first(keyword: str) -> Any:
+        values = entry.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value")
+        return values[0] if values else None
+
+    study, uid = first("StudyInstanceUID"), first("SeriesInstanceUID")
     if not is_uid(study) or not is_uid(uid):
+        if uid not in _TOLD:
+            _TOLD.add(uid)
+            logger.warning("The DICOM server lists a series without valid UIDs, which is passed over: %.200r", uid)
         return None
-    count = entry.get("NumberOfSeriesRelatedInstances")
-    return Series(study, uid, str(entry.get("Modality") or ""), None if count is None else int(count))
+    try:
+        count = int(first("NumberOfSeriesRelatedInstances"))
+    except (TypeError, ValueError):
+        count = None
+    return Series(study, uid, str(first("Modality") or ""), count)

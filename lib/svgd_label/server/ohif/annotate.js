@@ -3,7 +3,8 @@
 // Drawing
 
 const undoable = [];
-let isDrawn = false;
+let isDrawn = false; // something that the server does not have
+let strokes = 0;
 
 function toolGroups() {
   const get = service('toolGroupService', 'getToolGroup');
@@ -55,6 +56,7 @@ function beforeStroke(event) {
         Array.from(service('viewportGridService', 'getState')().viewports.keys()).forEach(activate);
       }
       isDrawn = true;
+      strokes += 1;
       stayHolder();
     }
   } catch (error) {
@@ -69,6 +71,7 @@ function undo() {
     throw new Failure('There is nothing left to take back.');
   }
   put(SEGMENTATION, volume, before);
+  isDrawn = true;
   say('The last change is taken back.');
 }
 
@@ -86,18 +89,39 @@ function hold(series) {
 /** A long drawing must not outlive what was taken at its beginning. */
 function stayHolder() {
   if (Date.now() - heldAt > HOLD_MILLISECONDS) {
-    hold(drawing().series).catch(() => {}); // submitting is another occasion
+    hold(drawing().series).then(found => warn(found), () => {}); // submitting is another occasion
   }
 }
 
 /** Says what there is to know before somebody draws. */
 async function takeHold(series) {
-  const { held_by: holder, labelled } = await hold(series);
-  if (holder) {
-    say(`Somebody else (${holder}) has this image in hand: agree with them, or take the next sample.`, 'bad');
-  } else if (labelled) {
+  const found = await hold(series);
+  if (!warn(found) && found.labelled) {
     say('This image has a label. Yours would take its place; the older one is kept.');
   }
+}
+
+/** Says what speaks against going on with an image; whether there is anything. */
+function warn(found) {
+  const sentence = against(found);
+  if (sentence) {
+    say(sentence, 'bad');
+  }
+  return Boolean(sentence);
+}
+
+function against({ flagged, unusable, held_by: holder }) {
+  if (flagged) {
+    return `This image is flagged (${flagged}): a label of it is kept, but not learned from until it is put back.`;
+  }
+  if (unusable) {
+    return `This image cannot be used (${unusable}): a label of it is kept, but not learned from.`;
+  }
+  if (holder) { // a browser's name says nothing to anybody
+    const name = holder.startsWith('browser-') ? '' : ` (${holder})`;
+    return `Somebody else${name} has this image in hand: take the next sample, or go on; both labels are kept.`;
+  }
+  return '';
 }
 
 // Submitting
@@ -106,8 +130,13 @@ let submitted; // the series and the version of its label that this page has sav
 
 async function submit() {
   const { labels } = await info();
-  const { segmentation, volume, series, place } = drawing();
+  const { series } = drawing();
   ofShown(series);
+  // Where this cannot be answered, saving says why.
+  const found = await hold(series).catch(() => ({}));
+  // From here to the request nothing is waited for: a stroke is in the label, or counts as not submitted.
+  const { segmentation, volume, series: drawn, place } = drawing();
+  ofShown(drawn);
   const array = voxels(volume);
   checkOrder(array, volume, place);
   const known = structures(segmentation, labels);
@@ -123,10 +152,10 @@ async function submit() {
   if (!present.length && !window.confirm(empty)) {
     throw new Failure('Nothing was submitted.');
   }
-  // Where this cannot be answered, saving says why.
-  const { labelled, version } = await hold(series).catch(() => ({}));
-  const isOwn = submitted?.series === series && submitted.version === version;
-  if (labelled && !isOwn && !window.confirm('This image has a label. Put yours in its place? The older one is kept.')) {
+  const isHeld = drawn === series; // or else the page has gone on to another image meanwhile
+  const isOwn = submitted?.series === series && submitted.version === found.version;
+  const replace = 'This image has a label. Put yours in its place? The older one is kept.';
+  if (!isHeld || (found.labelled && !isOwn && !window.confirm(replace))) {
     throw new Failure('Nothing was submitted.');
   }
   say('Submitting …');
@@ -135,7 +164,7 @@ async function submit() {
     params: JSON.stringify({ label_info: names, client_id: CLIENT }),
     label: new File([array], 'label.bin'),
   });
-  isDrawn = false; // before the answer: a stroke made meanwhile is a new one
+  isDrawn = false;
   try {
     const saved = await ask('PUT', `datastore/label?image=${encodeURIComponent(series)}`, form);
     submitted = { series, version: saved.version };
@@ -145,7 +174,8 @@ async function submit() {
   }
   const count = await ask('GET', 'datastore/').catch(() => undefined);
   const sum = count ? `: ${count.completed} of ${count.total} images are labelled` : '';
-  say(`Label counted${sum}.`, 'good');
+  const but = against(found);
+  say(`Label counted${sum}.${but ? ` ${but}` : ''}`, but ? 'bad' : 'good');
 }
 
 /** The server takes voxels without a header, so their order must be the one that it expects. */
@@ -183,12 +213,14 @@ async function strategy() {
 
 async function next() {
   // Asked before the server is: it takes the next request to mean that this image is skipped.
-  if (isDrawn && !window.confirm('Go on without submitting what you have drawn?')) {
-    throw new Failure('Your drawing is still here: submit it, or go on without it.');
-  }
+  mayGoOn();
+  const before = strokes;
   const sample = await ask('POST', `activelearning/${encodeURIComponent(await strategy())}`, { client_id: CLIENT });
   if (!sample.SeriesInstanceUID) {
     throw new Failure('There is no image left for you: all are labelled, flagged, or in the hands of somebody else.');
+  }
+  if (strokes > before) { // drawn while the server was asked
+    mayGoOn();
   }
   isDrawn = false;
   remember('why', JSON.stringify([sample.SeriesInstanceUID, sample.why ?? '']));
@@ -196,4 +228,10 @@ async function next() {
   // The study comes last, because the panel's own code replaces what stands last.
   const query = `SeriesInstanceUIDs=${sample.SeriesInstanceUID}&StudyInstanceUIDs=${sample.StudyInstanceUID}`;
   location.assign(`${SERVER}ohif${MODE}?${query}`);
+}
+
+function mayGoOn() {
+  if (isDrawn && !window.confirm('Go on without submitting what you have drawn?')) {
+    throw new Failure('Your drawing is still here: submit it, or go on without it.');
+  }
 }

@@ -106,7 +106,7 @@ const STYLE = `
   #svgd-bar button, #svgd-bar select { font: inherit; color: #fff; background: #0b2f75; border: 1px solid #5acce6;
     border-radius: 6px; padding: 5px 12px; cursor: pointer; }
   #svgd-bar button[aria-pressed=true], #svgd-bar button.main { background: #5acce6; color: #04122e; font-weight: 600; }
-  #svgd-bar button:disabled { opacity: .5; cursor: default; }
+  #svgd-bar button[aria-disabled=true] { opacity: .5; cursor: default; }
   #svgd-bar :focus-visible { outline: 3px solid #fff; outline-offset: 2px; }
   #svgd-bar label { display: flex; align-items: center; gap: 6px; }
   #svgd-bar input { width: 90px; height: 20px; padding: 0; appearance: auto; background: none; accent-color: #5acce6; }
@@ -129,8 +129,7 @@ function build() {
   bar.Eraser = button('Eraser', () => attempt(() => choose('Eraser')));
   bar.size = element('input', { type: 'range', min: 1, max: 30, value: 3, oninput: () => attempt(resize) });
   bar.millimetres = element('span', { className: 'mm' });
-  bar.segment = element('select', { onchange: () =>
-    attempt(() => service('segmentationService', 'setActiveSegment')(SEGMENTATION, Number(bar.segment.value))) });
+  bar.segment = element('select', { onchange: () => attempt(chooseSegment) });
   bar.undo = button('Undo', () => attempt(undo));
   bar.doubt = button('Where unsure', () => act(toggleDoubt));
   bar.submit = button('Submit label', () => act(submit), { className: 'main' });
@@ -168,6 +167,9 @@ async function attempt(work) {
   }
 }
 
+/** Not the attribute "disabled", with which a button loses the keyboard. */
+const able = (button, isAble) => button.setAttribute('aria-disabled', String(!isAble));
+
 let isBusy = false;
 /** The same for what asks the server, one at a time; drawing goes on meanwhile. */
 async function act(work) {
@@ -177,10 +179,10 @@ async function act(work) {
   }
   isBusy = true;
   const waiting = [bar.submit, bar.next, bar.doubt];
-  waiting.forEach(button => { button.disabled = true; });
+  waiting.forEach(button => able(button, false));
   await attempt(work);
   isBusy = false;
-  waiting.forEach(button => { button.disabled = false; });
+  waiting.forEach(button => able(button, true));
 }
 
 const isOpen = () => location.pathname.includes(MODE);
@@ -222,7 +224,7 @@ async function follow() {
   for (const [name, toolName] of Object.entries(TOOLS)) {
     bar[name].setAttribute('aria-pressed', String(tool === toolName));
   }
-  bar.undo.disabled = !undoable.length;
+  able(bar.undo, undoable.length);
   bar.doubt.setAttribute('aria-pressed', String(isDoubtShown()));
   const segmentation = service('segmentationService', 'getSegmentation')(SEGMENTATION);
   if (!segmentation) {
@@ -235,10 +237,21 @@ async function follow() {
     greet();
     paintAt = Date.now() + 1500; // after the panel, whose colours are often too dark to be seen
   }
+  const active = offered.find(([index]) => segmentation.segments[index].active);
+  if (active) {
+    bar.segment.value = active[0];
+  } else { // the panel begins with the first of all models' labels, which need not be one of the task's
+    chooseSegment();
+  }
   if (paintAt && Date.now() > paintAt) {
     paint(offered);
     paintAt = 0;
   }
+}
+
+/** What the bar shows is what brushes draw. */
+function chooseSegment() {
+  service('segmentationService', 'setActiveSegment')(SEGMENTATION, Number(bar.segment.value));
 }
 
 /** Says once why this image was proposed, and takes a brush that fits it. */

@@ -11,6 +11,7 @@ const MODEL = 'svgd';
 const SEGMENTATION = '1'; // the one that MONAI Label's panel makes when it connects
 const TOOLS = { Brush: 'CircularBrush', Eraser: 'CircularEraser' };
 const INSTEAD = 'use 3D Slicer meanwhile';
+const LOGIN = 'Your login has probably ended: log in in another tab, then try again here. A reload would lose the drawing.';
 const UNDO_BYTES = 2 ** 28;
 const UNDO_STEPS = 30;
 
@@ -46,6 +47,7 @@ async function ask(method, path, body) {
   try {
     answer = await fetch(SERVER + path, {
       method, headers, body: body && !(body instanceof FormData) ? JSON.stringify(body) : body,
+      redirect: 'manual', // to a login's page: the server itself sends nobody elsewhere
     });
     if (answer.ok && answer.headers.get('content-type')?.startsWith('multipart/')) {
       return await answer.formData();
@@ -58,6 +60,9 @@ async function ask(method, path, body) {
   try {
     content = JSON.parse(text);
   } catch {} // a proxy's page
+  if (answer.status === 401 || answer.type === 'opaqueredirect' || (answer.ok && content === undefined)) {
+    throw new Failure(LOGIN);
+  }
   if (!answer.ok) {
     const detail = content && content.detail;
     const status = `The server answered with HTTP ${answer.status}: see its log.`;

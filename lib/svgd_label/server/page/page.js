@@ -21,11 +21,13 @@ let asked = 0; // number of the last request: answers to older ones are dropped
 let timer = 0;
 let state = null;
 let fetching = false;
+let said = 0; // when the last sentence was said
 let flagged = ""; // the image that the dialogue is about
 
 const $ = (id) => document.getElementById(id);
 
 function say(text, fine = false) {
+  said = Date.now();
   setText($("notice"), text);
   $("notice").classList.toggle("fine", fine);
 }
@@ -43,8 +45,9 @@ async function ask(path, options = {}) {
     throw new Refused(token ? "The login has ended: log in again." : "");
   }
   if (!response.ok) {
-    const answer = await response.json().catch(() => ({}));
-    const detail = typeof answer.detail === "string" ? answer.detail : "see the server's log";
+    const answer = await response.json().catch(() => null);
+    if (!answer && response.status > 501) throw new TypeError("a proxy's answer: the server is away");
+    const detail = typeof answer?.detail === "string" ? answer.detail : "see the server's log";
     throw new Refused(`The server refused (${response.status}): ${detail}.`);
   }
   return response;
@@ -59,7 +62,8 @@ async function refresh() {
     if (!view.status) query.delete("status");
     const answer = await (await ask(`state?${query}`)).json();
     if (mine !== asked) return;
-    if ($("notice").dataset.outage) say("");
+    const isOld = $("notice").classList.contains("fine") && Date.now() - said > 15000;
+    if ($("notice").dataset.outage || isOld) say("");
     delete $("notice").dataset.outage;
     state = answer;
     show();
@@ -73,20 +77,24 @@ async function refresh() {
     } else if (error instanceof Refused) {
       if (error.message) say(error.message);
       if (!$("login").hidden) return; // nothing to ask for without a token
+      $("notice").dataset.outage = "yes";
     } else throw error;
   }
   timer = setTimeout(refresh, pause);
 }
 
-/** A button's work: says what came of it, then shows the new state. */
+/** A button's work: says what came of it, then shows the new state. Returns what went wrong, if anything did. */
 async function act(work, done) {
+  let failed = "";
   try {
     await work();
-    say(done, true);
   } catch (error) {
-    say(error instanceof TypeError ? "The server does not answer. Nothing was changed." : error.message);
+    failed = error instanceof TypeError ? "No answer came. Once the server is back, this page shows whether it was done." : error.message;
   }
+  delete $("notice").dataset.outage;
+  say(failed || done, !failed);
   refresh();
+  return failed;
 }
 
 const postJson = (path, body) =>
@@ -105,10 +113,10 @@ async function logIn(event) {
   const form = event.target;
   try {
     const response = await fetch("../auth/token", { method: "POST", body: new URLSearchParams(new FormData(form)) });
-    if (!response.ok) throw new Error("refused");
+    if (!response.ok) throw new Refused(response.status < 500 ? "Name and password were not accepted." : "The login does not answer: try again later.");
     sessionStorage.setItem("token", (await response.json()).access_token);
-  } catch {
-    say("Name and password were not accepted.");
+  } catch (error) {
+    say(error instanceof Refused ? error.message : "The server does not answer: try again later.");
     return;
   }
   form.reset();
@@ -239,6 +247,7 @@ function showRows(images) {
   const present = new Set(images.map((image) => image.image));
   for (const [name, row] of rows) {
     if (present.has(name)) continue;
+    if (row.contains(focused)) (row.nextElementSibling?.querySelector("button") ?? $("search")).focus({ preventScroll: true });
     row.remove();
     rows.delete(name);
   }
@@ -289,13 +298,14 @@ function flagOrNot(image) {
   }
   flagged = image.image;
   setText($("flag-name"), flagged);
+  setText($("flag-failed"), "");
   $("flag").querySelector("form").reset();
   $("flag").showModal();
 }
 
 function setFlag(image, reason) {
   const done = reason === null ? `${image} is back.` : `${image} is flagged as unusable.`;
-  act(() => postJson(`flag?image=${encodeURIComponent(image)}`, { reason }), done);
+  return act(() => postJson(`flag?image=${encodeURIComponent(image)}`, { reason }), done);
 }
 
 // Small pictures: one at a time, so that annotators' requests come first
@@ -360,12 +370,14 @@ function onClick(id, work) {
 async function copyAddress() {
   const field = $("slicer");
   field.select();
+  let copied = true;
   try {
     await navigator.clipboard.writeText(field.value);
   } catch {
-    document.execCommand("copy"); // where the page does not come over HTTPS, the newer way is not there
+    copied = document.execCommand("copy"); // where the page does not come over HTTPS, the newer way is not there
   }
-  say("The address is copied. In 3D Slicer's module MONAI Label, paste it as the server.", true);
+  const paste = "In 3D Slicer's module MONAI Label, paste it as the server.";
+  say(copied ? `The address is copied. ${paste}` : `The browser does not copy it: copy what is selected yourself. ${paste}`, copied);
 }
 
 $("slicer").value = new URL("..", location.href).href.replace(/\/$/, "");
@@ -389,10 +401,13 @@ for (const header of $("images").tHead.querySelectorAll("[data-column]")) {
 $("filter").addEventListener("submit", (event) => event.preventDefault());
 $("status").addEventListener("change", (event) => change({ status: event.target.value }));
 $("search").addEventListener("input", (event) => change({ search: event.target.value }));
-$("flag").querySelector("form").addEventListener("submit", (event) => {
+$("flag").querySelector("form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  $("flag").close();
-  setFlag(flagged, event.target.elements.reason.value);
+  const image = flagged;
+  const failed = await setFlag(image, event.target.elements.reason.value);
+  if (image !== flagged) return; // cancelled meanwhile, and opened for another
+  setText($("flag-failed"), failed);
+  if (!failed) $("flag").close();
 });
 onClick("flag-cancel", () => $("flag").close());
 document.addEventListener("visibilitychange", () => {

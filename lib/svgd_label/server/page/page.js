@@ -113,7 +113,8 @@ async function logIn(event) {
   const form = event.target;
   try {
     const response = await fetch("../auth/token", { method: "POST", body: new URLSearchParams(new FormData(form)) });
-    if (!response.ok) throw new Refused(response.status < 500 ? "Name and password were not accepted." : "The login does not answer: try again later.");
+    if (response.status > 501) throw new TypeError("a proxy's answer: the server is away");
+    if (!response.ok) throw new Refused("Name and password were not accepted."); // for which MONAI Label has a 500
     sessionStorage.setItem("token", (await response.json()).access_token);
   } catch (error) {
     say(error instanceof Refused ? error.message : "The server does not answer: try again later.");

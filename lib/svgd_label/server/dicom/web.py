@@ -143,9 +143,8 @@ class _WithTimeout(HTTPAdapter):
         kwargs["timeout"] = kwargs.get("timeout") or _TIMEOUT
         answer = super().send(request, *args, **kwargs)
         kind = answer.headers.get("Content-Type", "")
-        if kind.startswith(
-            "application/dicom+"
-        ):  # dicomweb_client takes JSON and XML with a "; charset=utf-8" for no answer at all
+        # With a "; charset=utf-8" behind it, dicomweb_client takes JSON or XML for no answer at all.
+        if kind.startswith("application/dicom+"):
             answer.headers["Content-Type"] = kind.partition(";")[0].strip()
         return answer
 

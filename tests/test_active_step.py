@@ -118,7 +118,7 @@ def test_a_newer_version_ends_an_older_run(
 ) -> None:
     def publish(done: int, total: int) -> None:
         if done == 2:
-            pool.publish(2, tmp_path / "c.pt", {})
+            pool.models.publish(2, tmp_path / "c.pt", {})
 
     result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0, on_progress=publish)
     assert result.scored == 2
@@ -249,9 +249,9 @@ def test_images_that_cannot_be_used_are_named_and_never_ranked(
     for image in "bde":
         assert f"{image}.nii.gz" in caplog.text
     for image in "bd":
-        assert pool.image_state(image)["unusable"] == result.unusable[image]
+        assert pool.overview.image_state(image)["unusable"] == result.unusable[image]
     # A file that is away may come back, without anybody having to clear a mark.
-    assert pool.image_state("e")["unusable"] is None
+    assert pool.overview.image_state("e")["unusable"] is None
 
 
 def test_an_image_on_which_the_network_comes_to_nan_is_named_and_spoils_no_other(
@@ -283,7 +283,7 @@ def test_an_image_for_which_memory_runs_out_is_named_and_the_others_are_scored(
     result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
     assert result.unusable == {"b": "b: cannot be scored (RuntimeError), see the log"}
     assert {row.image for row in pool.ranking()} == set("acdef")
-    assert pool.image_state("b")["unusable"] is None
+    assert pool.overview.image_state("b")["unusable"] is None
 
 
 def test_where_nothing_could_be_scored_the_picks_of_the_version_are_still_to_come(

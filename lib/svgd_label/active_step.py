@@ -78,7 +78,7 @@ def score_pool(
     with_codes, passing = pool.coded_images(), 0
     with contextlib.closing(_score(task, committee, todo, paths)) as found:
         for number, (image, scored) in enumerate(found, start=1):
-            if (newest := pool.model_version()) is not None and newest > version:
+            if (newest := pool.models.newest()) is not None and newest > version:
                 logger.info("scoring for version %d ends: version %d is there", version, newest)
                 return result
             if isinstance(scored, ImageError):

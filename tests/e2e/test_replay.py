@@ -71,7 +71,7 @@ def test_a_server_picks_and_learns_what_was_measured_without_one(tmp_path: Path,
         state = run / arm / "seed-7" / "state"
         file = torch.load(state / "committees" / f"{version:05d}.pt", weights_only=True)
         pool = Pool(Database(state), validation="none", max_frequency=10)
-        assert file["metrics"] == pool.model_metrics(version)  # killed between the two, a server finds all in the file
+        assert file["metrics"] == pool.models.metrics(version)  # killed between the two, a server finds all in the file
     assert any(line.get("repeated") for line in steps(run, "entropy_mi"))
     assert steps(run, "full") == steps(in_process, "full")
     summary = "summary.json"
@@ -107,7 +107,7 @@ def test_killed_again_and_again_it_ends_as_if_it_were_not(tmp_path: Path, file: 
     assert_alike(run, in_process, "entropy_mi")
     database = Database(track / "state")
     pool = Pool(database, validation="none", max_frequency=10)
-    assert pool.model_version() == len(steps(run, "entropy_mi"))  # none made twice
+    assert pool.models.newest() == len(steps(run, "entropy_mi"))  # none made twice
     saved = LabelStore(Studies(track / "studies", pool)).versions()
     queued = [image for line in steps(run, "entropy_mi")[:-1] for image in line["queued"]]
     assert sorted(version.image for version in saved) == sorted(queued)  # each once

@@ -254,7 +254,7 @@ def test_two_processes_that_save_at_once_lose_no_version(studies: Studies) -> No
     for image in IMAGES:
         newest = max((v for v in kept.values() if v.image == image), key=lambda v: v.number)
         assert label(studies, image) == newest.file.read_text()
-        assert studies.pool.image_state(image)["frequency"] == 1
+        assert studies.pool.overview.image_state(image)["frequency"] == 1
 
 
 def test_ten_kills_in_the_middle_of_saves(studies: Studies) -> None:

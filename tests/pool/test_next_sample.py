@@ -52,7 +52,7 @@ def test_a_clock_that_is_put_back_holds_nobody_up(pool: Pool, clock: Any) -> Non
     clock.wait(-24 * HOUR)
     assert ask(pool, "anna") == "b"  # skipped the first; the other's lease, of tomorrow, has ended
     assert pool.overview.row("b").why == "anna"
-    assert pool.image_state("a")["leased_by"] is None
+    assert pool.overview.image_state("a")["leased_by"] is None
     assert pool.touch("a", "cleo")
 
 
@@ -87,7 +87,7 @@ def test_a_lease_ends_an_hour_after_the_last_request(pool: Pool, clock: Any) -> 
 def test_a_save_ends_the_lease_without_a_skip(pool: Pool) -> None:
     assert ask(pool) == "a"
     pool.label_saved("a")
-    assert pool.image_state("a")["leased_by"] is None
+    assert pool.overview.image_state("a")["leased_by"] is None
     assert ask(pool) == "b"
     pool.label_removed("a")
     assert ask(pool, "ben") == "a"

@@ -31,7 +31,7 @@ def test_a_deleted_label_leaves_the_training_list_and_comes_back_with_one(pool: 
     assert frequencies(pool) == {"a": 2}
     pool.label_removed("a")
     assert frequencies(pool) == {}
-    assert pool.image_state("a")["frequency"] == 0
+    assert pool.overview.image_state("a")["frequency"] == 0
     pool.label_saved("a")
     assert frequencies(pool) == {"a": 1}
 
@@ -62,7 +62,7 @@ def test_the_decision_on_validation_outlives_the_label(database: Database, add_i
     pool.label_saved("f")
     pool.label_saved("e")
     assert pool.validation_list() == ["e"]
-    assert pool.image_state("e")["frequency"] == 0
+    assert pool.overview.image_state("e")["frequency"] == 0
 
 
 def test_an_image_acquired_twice_stands_twice_and_never_in_validation(
@@ -149,32 +149,32 @@ def test_unusable_and_flagged_images_stand_outside_until_undone(pool: Pool, put_
     assert frequencies(pool) == {"b": 1}
     assert not {"a", "c"} & set(pool.pool_images())
     assert pool.acquire(1, "entropy_mi", 1).picks == ["d"]
-    assert pool.image_state("a")["unusable" if put_out == "mark_unusable" else "flagged"] == "motion"
+    assert pool.overview.image_state("a")["unusable" if put_out == "mark_unusable" else "flagged"] == "motion"
     pool.made_with("another normalisation, after which it may not be saturated")
     pool.flag("a", None)
     assert frequencies(pool) == {"a": 1, "b": 1}
 
 
 def test_the_newest_published_committee_is_the_model(pool: Pool, database: Database, tmp_path: Path) -> None:
-    assert pool.model_version() is None
-    assert pool.committee_file() is None
-    pool.publish(0, tmp_path / "shipped.pt", {})
-    assert pool.next_version() == 1
+    assert pool.models.newest() is None
+    assert pool.models.file() is None
+    pool.models.publish(0, tmp_path / "shipped.pt", {})
+    assert pool.models.next_version() == 1
     inside = database.folder / "committees" / "1.pt"
-    pool.publish(1, inside, {"dice": 0.5})
-    assert (pool.model_version(), pool.committee_file(), pool.model_metrics(1)) == (1, inside, {"dice": 0.5})
+    pool.models.publish(1, inside, {"dice": 0.5})
+    assert (pool.models.newest(), pool.models.file(), pool.models.metrics(1)) == (1, inside, {"dice": 0.5})
     with pytest.raises(ValueError, match="cannot be"):
-        pool.publish(1, tmp_path / "other.pt", {})
-    pool.withdraw(1)
-    assert pool.committee_file() == tmp_path / "shipped.pt"
+        pool.models.publish(1, tmp_path / "other.pt", {})
+    pool.models.withdraw(1)
+    assert pool.models.file() == tmp_path / "shipped.pt"
 
 
 def test_the_number_of_a_withdrawn_version_that_acquired_is_not_given_again(pool: Pool, tmp_path: Path) -> None:
-    pool.publish(1, tmp_path / "1.pt", {})
+    pool.models.publish(1, tmp_path / "1.pt", {})
     rank(pool, 1, "abc")
     pool.acquire(1, "entropy_mi", 1)
-    pool.withdraw(1)
-    assert pool.next_version() == 2
+    pool.models.withdraw(1)
+    assert pool.models.next_version() == 2
 
 
 def test_scores_are_of_a_version_and_of_a_file(pool: Pool) -> None:
@@ -202,7 +202,7 @@ def test_a_changed_file_drops_what_was_made_of_the_old_one(pool: Pool) -> None:
     assert pool.scored_images(1) == set()
     assert {image: codes.tolist() for image, codes in pool.codes("abc").items()} == {"b": [1, 1, 1]}
     assert pool.missing_pairs("abd", "bc").tolist() == [[True, True], [False, False], [True, True]]
-    assert pool.image_state("a")["unusable"] is None
+    assert pool.overview.image_state("a")["unusable"] is None
     assert [row.image for row in pool.ranking()] == ["b"]
 
 
@@ -222,19 +222,14 @@ def test_a_new_ranking_drops_older_scores_only(pool: Pool) -> None:
     assert (pool.scored_images(1), pool.scored_images(2)) == (set(), {"a"})
 
 
-def test_the_summary_counts(pool: Pool) -> None:
+def test_what_is_out_is_not_open_and_a_lease_is_told(pool: Pool) -> None:
     pool.labels_found("ab")
     pool.flag("c", "motion")
     pool.mark_unusable("d", "empty")
-    rank(pool, 0, "efg")
-    pool.acquire(0, "entropy_mi", 2)
     pool.next_image("anna")
-    summary = pool.summary()
-    assert (summary.images, summary.labelled, summary.open, summary.validation) == (10, 2, 6, 0)
-    assert (summary.flagged, summary.unusable, summary.queued, summary.ranked, summary.leased) == (1, 1, 2, 3, 1)
-    assert (summary.model_version, summary.ranking_version, summary.acquisitions) == (None, 0, 1)
-    assert pool.image_state("e")["leased_by"] == "anna"
-    assert pool.image_state("nowhere") == {}
+    assert (pool.overview.labelled(), pool.overview.open()) == (2, 6)
+    assert pool.overview.image_state("e")["leased_by"] == "anna"
+    assert pool.overview.image_state("nowhere") == {}
 
 
 def test_a_file_that_was_replaced_while_it_was_read_is_not_called_unusable(pool: Pool) -> None:

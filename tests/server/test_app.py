@@ -47,7 +47,7 @@ class App(SVGDLabel):
     def publish(self, version: int, task: Task) -> None:
         file = self.committees.file(version)
         save(file, new_committee(task, seed=version), task, version=version)
-        self.pool.publish(version, file, {})
+        self.pool.models.publish(version, file, {})
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_pages_of_other_origins_change_nothing(
         routes.install(server)
         answer = client.post("/svgd/flag?image=a", headers=headers, json={"reason": "motion"})
     assert answer.status_code == status
-    assert app.pool.image_state("a")["flagged"] == ("motion" if status == 200 else None)
+    assert app.pool.overview.image_state("a")["flagged"] == ("motion" if status == 200 else None)
 
 
 def test_a_process_beside_the_server_knows_that_it_is_one() -> None:

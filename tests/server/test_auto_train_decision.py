@@ -54,8 +54,8 @@ class Desk:
 
     def finish(self) -> None:
         """The running training publishes a model."""
-        version = self.pool.next_version()
-        self.pool.publish(version, Path(f"{version}.pt"), {"started": time.time()})
+        version = self.pool.models.next_version()
+        self.pool.models.publish(version, Path(f"{version}.pt"), {"started": time.time()})
         self.started[-1]["status"] = "DONE"
 
 
@@ -165,6 +165,6 @@ def test_it_waits_for_a_training_that_has_outlived_its_server(desk: Desk) -> Non
 
 def test_a_training_from_the_future_hides_no_labels(desk: Desk) -> None:
     server = desk.server()
-    desk.pool.publish(1, Path("1.pt"), {"started": time.time() + 3600})  # the clock was put back since
+    desk.pool.models.publish(1, Path("1.pt"), {"started": time.time() + 3600})  # the clock was put back since
     desk.save(server, "ab")
     assert server.new_labels() == 2

@@ -40,7 +40,7 @@ def committees(tmp_path: Path) -> Iterator[Committees]:
 
 def publish(committees: Committees, version: int) -> None:
     save(committees.file(version), new_committee(TINY, seed=version), TINY, version=version)
-    committees.pool.publish(version, committees.file(version), {})
+    committees.pool.models.publish(version, committees.file(version), {})
 
 
 def version_of(committees: Committees) -> int | None:
@@ -62,7 +62,7 @@ def test_a_damaged_one_is_withdrawn_for_the_one_before(committees: Committees) -
     publish(committees, 2)
     committees.file(2).write_bytes(b"half a file")
     assert version_of(committees) == 1
-    assert committees.pool.model_version() == 1
+    assert committees.pool.models.newest() == 1
 
 
 def test_one_of_another_network_is_kept_but_not_used(committees: Committees) -> None:
@@ -89,7 +89,7 @@ def test_after_the_index_was_lost_the_files_are_taken_over(committees: Committee
     found = Committees(again, TINY, committees.folder)
     found.adopt_files()
     assert version_of(found) == 3
-    assert again.model_metrics(3) == {**metrics, "origin": "found in the state folder"}
+    assert again.models.metrics(3) == {**metrics, "origin": "found in the state folder"}
 
 
 def test_a_kill_between_file_and_index_loses_no_training(committees: Committees) -> None:
@@ -98,12 +98,12 @@ def test_a_kill_between_file_and_index_loses_no_training(committees: Committees)
     save(committees.file(2), new_committee(TINY, seed=2), TINY, version=2, metrics={"steps": 4})
     committees.adopt_files()
     assert version_of(committees) == 2
-    assert committees.pool.model_metrics(2)["steps"] == 4
-    committees.pool.withdraw(2)
-    committees.pool.publish(3, committees.file(3), {})  # whose file is gone
+    assert committees.pool.models.metrics(2)["steps"] == 4
+    committees.pool.models.withdraw(2)
+    committees.pool.models.publish(3, committees.file(3), {})  # whose file is gone
     shutil.copy(committees.file(1), committees.folder / "1-good.pt")
     committees.adopt_files()
-    assert committees.pool.committee_file(2) is None, "older than one that is known"
+    assert committees.pool.models.file(2) is None, "older than one that is known"
     assert version_of(committees) == 1, "a copy is nothing new"
 
 

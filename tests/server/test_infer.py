@@ -47,7 +47,7 @@ def committees(tmp_path: Path, studies: Path) -> Iterator[Committees]:
     committees = Committees(Pool(database, validation="none", max_frequency=3), TINY, tmp_path / "committees")
     Studies(studies, committees.pool).reconcile()
     save(committees.file(1), new_committee(TINY, seed=0), TINY, version=1)
-    committees.pool.publish(1, committees.file(1), {})
+    committees.pool.models.publish(1, committees.file(1), {})
     yield committees
     database.close()
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence(
         with pytest.raises(HTTPException, match=words) as refused:
             infer(request)
         assert refused.value.status_code == status
-    committees.pool.withdraw(1)
+    committees.pool.models.withdraw(1)
     with pytest.raises(HTTPException, match="no trained committee yet") as refused:
         infer({"image": image})
     assert refused.value.status_code == 409

@@ -44,7 +44,7 @@ def pool(tmp_path: Path, tiny: Task) -> Iterator[Pool]:
             [(image, f"{image}.nii.gz") for image in ODD],
         )
     pool.label_saved(ODD[3])
-    pool.publish(1, tmp_path / "1.pt", {"validation_dice": [0.8, None, 0.6], "labelled": 1})
+    pool.models.publish(1, tmp_path / "1.pt", {"validation_dice": [0.8, None, 0.6], "labelled": 1})
     pool.replace_ranking(1, [RankingRow(image, 1 - n, 0.5 - n / 10, 0.2 + n) for n, image in enumerate(ODD)])
     pool.acquire(1, "entropy_mi", 4)
     yield pool
@@ -113,7 +113,7 @@ def test_a_training_that_was_stopped_while_it_scored_has_made_its_model(
     stats = {"version": 2, "status": "scoring", "process": 2**30}
     (pool.database.folder / "train_stats.json").write_text(json.dumps(stats))
     assert status() == "stopped"
-    pool.publish(2, tmp_path / "2.pt", {})
+    pool.models.publish(2, tmp_path / "2.pt", {})
     assert status() == "unscored"
     pool.replace_ranking(2, [RankingRow(image) for image in ODD])
     pool.acquire(2, "entropy_mi", 4)

@@ -103,7 +103,7 @@ def arm(run: Run, job: Job, track: Track) -> None:
         if step == 1:
             return _begun(run, job)
         listed = [replace(cases[entry.image], frequency=entry.frequency) for entry in pool.training_list()]
-        return _train(run, task, track, listed, job.seed, step, pool.summary().labelled)
+        return _train(run, task, track, listed, job.seed, step, pool.overview.labelled())
 
     with closing(pool.database):
         Studies(Path(run.cases["pool"][0].image).parent, pool, links=True).check(cases, [])
@@ -118,7 +118,7 @@ def arm(run: Run, job: Job, track: Track) -> None:
                 record["queued"] = picked.annotated[: run.budget - distinct]
                 shown = [cases[image] for image in (*record["queued"], *picked.repeated)]
                 write_pictures(track.folder / "pictures", task, committee, shown, step)
-                last = not record["queued"] and pool.summary().open == 0
+                last = not record["queued"] and pool.overview.open() == 0
                 # The annotator answers; all of a step at once, so that a kill leaves none or all of them.
                 pool.labels_found(record["queued"])
             finish(track, job, {"step": step, **record, "last": last})

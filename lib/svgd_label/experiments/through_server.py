@@ -79,7 +79,7 @@ def _task_file(task: Task, track: Track) -> Path:
 
 
 def _is_ordered(pool: Pool) -> bool:
-    return any(state["first_position"] for state in pool.image_states().values())
+    return any(state["first_position"] for state in pool.overview.image_states().values())
 
 
 def _step(run: Run, job: Job, track: Track, server: ServerProcess, pool: Pool) -> Record:
@@ -99,21 +99,21 @@ def _step(run: Run, job: Job, track: Track, server: ServerProcess, pool: Pool) -
         cases = {case.id: case for case in run.cases["pool"]}
         picked = [cases[image] for image in [*record["queued"], *acquired.repeated]]
         write_pictures(track.folder / "pictures", task, committee, picked, step)
-        record["last"] = not record["queued"] and pool.summary().open == 0
+        record["last"] = not record["queued"] and pool.overview.open() == 0
     return record
 
 
 def _trained(run: Run, task: Task, server: ServerProcess, pool: Pool, step: int) -> Record:
     """A training by the server, and its measures; unless it is the last one, scores and picks too."""
-    distinct = pool.summary().labelled
+    distinct = pool.overview.labelled()
     last = distinct >= run.budget or step >= run.max_trainings
-    server.work(lambda: pool.model_version() == step, "/train/svgd", {"max_minutes": NEVER_MINUTES})
+    server.work(lambda: pool.models.newest() == step, "/train/svgd", {"max_minutes": NEVER_MINUTES})
     published = time.monotonic()
     if not last:
         server.work(lambda: acquisition_of(pool, step) is not None, "/scoring/entropy_mi", {})
     scored = time.monotonic()
     committee = checkpoint.load(_committee_file(pool, step), task, device=default_device()).committee
-    frequencies, metrics = server.train_stats()["training_list"], pool.model_metrics(step)
+    frequencies, metrics = server.train_stats()["training_list"], pool.models.metrics(step)
     record: Record = {
         "step": step,
         "distinct": distinct,
@@ -136,7 +136,7 @@ def _trained(run: Run, task: Task, server: ServerProcess, pool: Pool, step: int)
 
 
 def _committee_file(pool: Pool, step: int) -> Path:
-    file = pool.committee_file(step)
+    file = pool.models.file(step)
     assert file is not None  # the newest version is not removed
     return file
 
@@ -146,7 +146,7 @@ def _annotate(run: Run, task: Task, server: ServerProcess, pool: Pool) -> None:
     client = uuid.uuid4().hex  # to another one, an image that was asked for and never labelled is proposed again
     segments = [{"name": name, "idx": value} for value, name in enumerate(task.labels, start=1)]
     labels = {case.id: Path(case.label) for case in run.cases["pool"]}
-    while pool.summary().labelled < run.budget:
+    while pool.overview.labelled() < run.budget:
         proposed = server.ask("POST", "/activelearning/svgd", json={"client_id": client})
         if proposed.get("from") != "queue":
             break

@@ -14,7 +14,6 @@ from svgd_label.pool.records import (
     RankingRow,
     ScoreRow,
     Status,
-    Summary,
     TrainingCase,
 )
 from svgd_label.pool.studies import FINAL, ORIGINAL, Studies
@@ -40,7 +39,6 @@ __all__ = [
     "StateError",
     "Status",
     "Studies",
-    "Summary",
     "TrainingCase",
     "on_network",
 ]

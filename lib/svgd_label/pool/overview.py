@@ -1,7 +1,9 @@
 """What people want to see of a study: next image, table of all, Dice by model version, history. It only reads."""
 
 import json
-from typing import Final, get_args
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, get_args
 
 from svgd_label.pool.database import Database
 from svgd_label.pool.next_sample import ALIVE, NextSample
@@ -110,3 +112,54 @@ class Overview:
         """The last active steps, newest first."""
         rows = self._database.connection.execute("SELECT * FROM acquisitions ORDER BY step DESC LIMIT ?", (last,))
         return [Acquisition.read(row) for row in rows]
+
+    def image_state(self, image: str) -> dict[str, Any]:
+        """What the pool knows of one image; empty for an image that is not there."""
+        return self.image_states([image]).get(image, {})
+
+    def image_states(self, images: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """``image_state`` of some images, or of all."""
+        leased = self._next.leased()
+        select = (
+            "SELECT i.*, r.version AS ranked_by, r.score, r.entropy, r.mutual_information "
+            "FROM images i LEFT JOIN ranking r USING (image) WHERE i.present = 1"
+        )
+        rows: Iterable[sqlite3.Row]
+        if images is None:
+            rows = self._database.connection.execute(select)
+        else:
+            rows = [
+                row
+                for image in images
+                for row in self._database.connection.execute(f"{select} AND i.image = ?", (image,))
+            ]
+        return {
+            row["image"]: {
+                "labelled": bool(row["labelled"]),
+                "validation": bool(row["validation"]),
+                "frequency": row["frequency"],
+                "unusable": row["unusable"],
+                "flagged": row["flagged"],
+                "queue_position": row["queue_position"] if row["open"] else None,
+                "rank": row["rank"],
+                "first_position": row["first_position"],
+                "score": row["score"],
+                "entropy": row["entropy"],
+                "mutual_information": row["mutual_information"],
+                "model_version": row["ranked_by"],
+                "leased_by": leased.get(row["image"]),
+            }
+            for row in rows
+        }
+
+    def labelled(self) -> int:
+        """How many images have a final label."""
+        return self._count("labelled = 1")
+
+    def open(self) -> int:
+        """How many images are still to be labelled."""
+        return self._count("open = 1")
+
+    def _count(self, where: str) -> int:
+        found = self._database.connection.execute(f"SELECT COUNT(*) FROM images WHERE present = 1 AND {where}")
+        return int(found.fetchone()[0])

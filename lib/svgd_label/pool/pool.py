@@ -4,13 +4,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from svgd_label.pool.database import Database
+from svgd_label.pool.models import Models
 from svgd_label.pool.next_sample import NextSample
 from svgd_label.pool.overview import Overview
-from svgd_label.pool.records import Acquisition, Proposal, RankingRow, Summary, TrainingCase
+from svgd_label.pool.records import Acquisition, Proposal, RankingRow, TrainingCase
 from svgd_label.pool.scores import Scores
 
 VALIDATION_EVERY: Final = 5
@@ -49,6 +49,7 @@ class Pool(Scores):
         self._max_frequency = max_frequency
         self._clock = clock
         self._next = NextSample(database, lease_minutes * 60.0, clock)
+        self.models = Models(database, clock)
         self.overview = Overview(database, self._next)
 
     # Labels and frequencies
@@ -103,6 +104,10 @@ class Pool(Scores):
         """T: the labelled images of the pool, by id."""
         return self._images(f"labelled = 1 AND {_IN_POOL}")
 
+    def inferred(self, image: str, version: int) -> None:
+        """Notes which version made the pre-segmentation that an annotator is correcting."""
+        self._update(image, "inferred_version", version)
+
     # What stands outside
 
     def mark_unusable(self, image: str, reason: str, *, fingerprint: str | None = None) -> None:
@@ -124,70 +129,6 @@ class Pool(Scores):
         self._update(image, "flagged", reason)
         if reason is not None:
             self._next.release(image)
-
-    # Models
-
-    def model_version(self) -> int | None:
-        """The newest published version; None where there is none."""
-        row = self.database.connection.execute("SELECT MAX(version) AS version FROM models").fetchone()
-        return None if row["version"] is None else int(row["version"])
-
-    def next_version(self) -> int:
-        """The version that the next training publishes: from 1 on, 0 being the shipped committee."""
-        last = self.database.connection.execute(
-            "SELECT MAX(version) AS version FROM (SELECT version FROM models UNION SELECT version FROM acquisitions)"
-        ).fetchone()["version"]
-        return 1 if last is None else int(last) + 1
-
-    def publish(self, version: int, file: Path, metrics: dict[str, Any]) -> None:
-        """Makes a committee the newest; its file must be complete and flushed. Once more for one file changes nothing.
-
-        Raises:
-            ValueError: the version has been given to another file.
-        """
-        name = str(file.relative_to(self.database.folder) if file.is_relative_to(self.database.folder) else file)
-        with self.database.transaction() as connection:
-            row = connection.execute("SELECT file FROM models WHERE version = ?", (version,)).fetchone()
-            if row is not None:
-                if row["file"] != name:
-                    raise ValueError(f"model version {version} is {row['file']}, it cannot be {name} as well")
-                return
-            connection.execute(
-                "INSERT INTO models VALUES (?, ?, ?, ?)",
-                (version, name, self._clock(), json.dumps(metrics, default=str)),
-            )
-
-    def withdraw(self, version: int) -> None:
-        """Forgets a published version, for one whose file is gone or not wanted; its number is not given again."""
-        with self.database.transaction() as connection:
-            connection.execute("DELETE FROM models WHERE version = ?", (version,))
-            connection.execute("DELETE FROM scores WHERE version = ?", (version,))
-            if self.ranking_version() == version:
-                connection.execute("DELETE FROM meta WHERE key = 'ranking_version'")
-
-    def committee_file(self, version: int | None = None) -> Path | None:
-        """File of a version, the newest by default; None where there is none."""
-        version = self.model_version() if version is None else version
-        row = self.database.connection.execute("SELECT file FROM models WHERE version = ?", (version,)).fetchone()
-        return None if row is None else self.database.folder / row["file"]
-
-    def model_metrics(self, version: int) -> dict[str, Any]:
-        """What was published with a version; empty for one that is not known."""
-        row = self.database.connection.execute("SELECT metrics FROM models WHERE version = ?", (version,)).fetchone()
-        metrics: dict[str, Any] = {} if row is None else json.loads(row["metrics"])
-        return metrics
-
-    def inferred(self, image: str, version: int) -> None:
-        """Notes which version made the pre-segmentation that an annotator is correcting."""
-        self._update(image, "inferred_version", version)
-
-    def limited(self, version: int, limited: bool) -> None:
-        """Notes that a version has scored a subset only, and that this is all it is going to score."""
-        self.database.set("limited_version", str(version) if limited else "")
-
-    def is_limited(self, version: int) -> bool:
-        """What ``limited`` noted of a version."""
-        return self.database.get("limited_version") == str(version)
 
     # Ranking and acquisition
 
@@ -225,6 +166,14 @@ class Pool(Scores):
             )
             connection.execute("DELETE FROM scores WHERE version < ?", (version,))
             self.database.set("ranking_version", str(version))
+
+    def limited(self, version: int, limited: bool) -> None:
+        """Notes that a version has scored a subset only, and that this is all it is going to score."""
+        self.database.set("limited_version", str(version) if limited else "")
+
+    def is_limited(self, version: int) -> bool:
+        """What ``limited`` noted of a version."""
+        return self.database.get("limited_version") == str(version)
 
     def acquire(self, version: int, strategy: str, queries: int, *, repeat: float = 1.0) -> Acquisition:
         """One active step over the ranking: labelled picks gain one in frequency, the others become the queue.
@@ -332,64 +281,6 @@ class Pool(Scores):
                 "UPDATE images SET first_position = ? WHERE image = ?",
                 [(position, image) for position, image in enumerate(images, 1)],
             )
-
-    # What is shown
-
-    def image_state(self, image: str) -> dict[str, Any]:
-        """What the pool knows of one image, for its info; empty for an image that is not there."""
-        return self.image_states([image]).get(image, {})
-
-    def image_states(self, images: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-        """``image_state`` of some images, or of all."""
-        leased = self._next.leased()
-        select = (
-            "SELECT i.*, r.version AS ranked_by, r.score, r.entropy, r.mutual_information "
-            "FROM images i LEFT JOIN ranking r USING (image) WHERE i.present = 1"
-        )
-        rows: Iterable[sqlite3.Row]
-        if images is None:
-            rows = self.database.connection.execute(select)
-        else:
-            rows = [
-                row
-                for image in images
-                for row in self.database.connection.execute(f"{select} AND i.image = ?", (image,))
-            ]
-        return {
-            row["image"]: {
-                "labelled": bool(row["labelled"]),
-                "validation": bool(row["validation"]),
-                "frequency": row["frequency"],
-                "unusable": row["unusable"],
-                "flagged": row["flagged"],
-                "queue_position": row["queue_position"] if row["open"] else None,
-                "rank": row["rank"],
-                "first_position": row["first_position"],
-                "score": row["score"],
-                "entropy": row["entropy"],
-                "mutual_information": row["mutual_information"],
-                "model_version": row["ranked_by"],
-                "leased_by": leased.get(row["image"]),
-            }
-            for row in rows
-        }
-
-    def summary(self) -> Summary:
-        """Counts of the whole pool."""
-        row = self.database.connection.execute(
-            "SELECT COUNT(*) AS images, TOTAL(labelled) AS labelled, TOTAL(open) AS open, "
-            "TOTAL(labelled AND validation IS 1) AS validation, COUNT(flagged) AS flagged, "
-            "COUNT(unusable) AS unusable, TOTAL(open AND queue_position IS NOT NULL) AS queued, "
-            "COUNT(rank) AS ranked FROM images WHERE present = 1"
-        ).fetchone()
-        steps = self.database.connection.execute("SELECT COUNT(*) AS steps FROM acquisitions").fetchone()["steps"]
-        return Summary(
-            **{key: int(value) for key, value in dict(row).items()},
-            leased=len(self._next.leased()),
-            model_version=self.model_version(),
-            ranking_version=self.ranking_version(),
-            acquisitions=steps,
-        )
 
     def _decide(self, connection: sqlite3.Connection, image: str) -> bool:
         number = connection.execute("SELECT MAX(decided) AS last FROM images WHERE decided IS NOT NULL").fetchone()[

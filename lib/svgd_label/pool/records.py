@@ -89,24 +89,6 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Counts over the images whose files are there."""
-
-    images: int
-    labelled: int
-    open: int
-    validation: int
-    flagged: int
-    unusable: int
-    queued: int
-    ranked: int
-    leased: int
-    model_version: int | None
-    ranking_version: int | None
-    acquisitions: int
-
-
-@dataclass(frozen=True)
 class ImageRow:
     """One line of the table of images; ``why`` says who holds it, or what is wrong with it."""
 

@@ -87,8 +87,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             self.committees.adopt_files()
             if self.settings.initial == "shipped":
                 self.committees.adopt_shipped()
-            elif self.pool.model_version() == 0:
-                self.pool.withdraw(0)
+            elif self.pool.models.newest() == 0:
+                self.pool.models.withdraw(0)
             super().__init__(
                 app_dir=app_dir,
                 # What a DICOM server holds is mirrored: from here on, its studies are a folder too.
@@ -189,7 +189,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
             said = {"model": request.get("model"), "params": result["params"]}
             result["label"] = store.save_label(image, result["file"], request.get("label_tag") or ORIGINAL, said)
         version = result["params"].get("model_version")
-        if version is not None and isinstance(image, str) and self.pool.image_state(image):
+        if version is not None and isinstance(image, str) and self.pool.overview.image_state(image):
             if request.get("model") == MODEL:  # bands of a newer version leave the older proposal on the screen
                 self.pool.inferred(image, version)
             if client := request.get("client_id"):
@@ -249,7 +249,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
 
     def _score_what_is_left(self) -> None:
         """A scoring run where the newest version has not scored everything, and may be able to."""
-        version = self.pool.model_version()
+        version = self.pool.models.newest()
         if version is None or is_waiting("scoring"):
             return
         left = set() if self.pool.is_limited(version) else set(self.pool.pool_images())

@@ -49,9 +49,9 @@ class AutoTrain:
 
     def new_labels(self) -> int:
         """Images with a label that the last training has not seen."""
-        newest = self._pool.model_version()
+        newest = self._pool.models.newest()
         # The shipped committee, and one of which this is not known, saw none of them.
-        began = 0.0 if newest is None else float(self._pool.model_metrics(newest).get("started", 0.0))
+        began = 0.0 if newest is None else float(self._pool.models.metrics(newest).get("started", 0.0))
         if last := tasks("train"):  # of this server
             began = max(began, _asked_for(last[-1]) + 1)
         # Of a clock that was put back: a training from the future would hide all labels, and a label from there would

@@ -42,7 +42,7 @@ class Committees:
     def adopt_shipped(self) -> None:
         """Makes the committee that comes with the package model version 0, where it fits and nothing newer is there."""
         source = checkpoint.shipped(self.task)
-        if self.pool.model_version() is not None or source is None:
+        if self.pool.models.newest() is not None or source is None:
             return
         try:
             shipped = checkpoint.load(source, self.task, device=default_device())
@@ -50,14 +50,14 @@ class Committees:
             logger.warning("the committee that comes with the package is not used: %s", error)
             return
         checkpoint.save(self.file(0), shipped.committee, self.task, version=0)
-        self.pool.publish(0, self.file(0), {"origin": "shipped"})
+        self.pool.models.publish(0, self.file(0), {"origin": "shipped"})
 
     def adopt_files(self) -> None:
         """Publishes files of the folder that are newer than all versions that are known.
 
         The index was lost, or a kill came between file and index. The shipped one, version 0, has its own way in.
         """
-        first = self.file(self.pool.next_version())
+        first = self.file(self.pool.models.next_version())
         for file in sorted(self.folder.glob("[0-9]*.pt")):
             if file.name < first.name:
                 continue
@@ -69,11 +69,11 @@ class Committees:
             if file != self.file(found.version):
                 logger.warning("not taken over: %s is a copy of version %d", file.name, found.version)
                 continue
-            self.pool.publish(found.version, file, {**found.metrics, "origin": "found in the state folder"})
+            self.pool.models.publish(found.version, file, {**found.metrics, "origin": "found in the state folder"})
 
     def current(self) -> Checkpoint | None:
         """The newest committee that can be read; None where there is none. Call it with ``lock`` held."""
-        version = self.pool.model_version()
+        version = self.pool.models.newest()
         if version is None:
             self._current = None
         elif self._current is None or self._current.version != version:
@@ -92,7 +92,7 @@ class Committees:
         Raises:
             ImageError: the image cannot be used.
         """
-        wanted = self.pool.model_version() if version is None else version
+        wanted = self.pool.models.newest() if version is None else version
         content = fingerprint(Path(path))
         if wanted is None:
             return None
@@ -114,8 +114,8 @@ class Committees:
         Raises:
             UnreadableError: it cannot be read now, which takes no version from anybody.
         """
-        while (version := self.pool.model_version()) is not None:
-            file = self.pool.committee_file(version)
+        while (version := self.pool.models.newest()) is not None:
+            file = self.pool.models.file(version)
             try:
                 return None if file is None else checkpoint.load(file, self.task, device=default_device())
             except MismatchError as error:
@@ -125,7 +125,7 @@ class Committees:
                 raise
             except CheckpointError as error:
                 logger.error("model version %d is damaged and withdrawn: %s", version, error)
-                self.pool.withdraw(version)
+                self.pool.models.withdraw(version)
         return None
 
     def prune(self) -> None:

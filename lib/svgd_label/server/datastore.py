@@ -135,7 +135,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         row = self._database.connection.execute("SELECT info FROM images WHERE image = ?", (image_id,)).fetchone()
         if path is None:
             return {}
-        return {**json.loads(row["info"]), **self.pool.image_state(image_id), "path": str(path)}
+        return {**json.loads(row["info"]), **self.pool.overview.image_state(image_id), "path": str(path)}
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merges into what is stored of an image."""
@@ -295,7 +295,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
 
     def json(self) -> dict[str, Any]:
         """All that is known, in the shape of MONAI Label's ``datastore_v2.json``."""
-        states = self.pool.image_states()
+        states = self.pool.overview.image_states()
         objects: dict[str, Any] = {}
         for row in self._database.connection.execute("SELECT * FROM images WHERE present = 1 ORDER BY image"):
             info = {**json.loads(row["info"]), **states.get(row["image"], {})}

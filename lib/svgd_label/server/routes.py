@@ -107,7 +107,7 @@ def hold(image: str, request: Request, params: Parameters = None, user: User = _
     app, client = app_instance(), _client(request, guards.client_parameters(params), user)
     with storing():
         app.pool.touch(plain_image(image), client)
-        state = app.pool.image_state(image)
+        state = app.pool.overview.image_state(image)
     if not state:
         raise unknown_image(image)
     holder = state["leased_by"]
@@ -134,7 +134,7 @@ def flag(image: str, request: Request, params: Parameters = None, user: User = _
         raise unknown_image(image) from None
     logger.info("%r: the flag of %s is %r", _client(request, {}, user), image, reason or None)
     app.on_flag(image)
-    state: dict[str, Any] = app.pool.image_state(image)
+    state: dict[str, Any] = app.pool.overview.image_state(image)
     return state
 
 

@@ -90,7 +90,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         task = self.committees.task.model_copy(update=request.task_fields())
         seed = self.conf.seed if request.seed is None else request.seed
         device = default_device() if request.device == "auto" else torch.device(request.device)
-        version = pool.next_version()
+        version = pool.models.next_version()
         warm = self.committees.read_newest() if request.pretrained and task.warm_start else None
         committee = warm.committee if warm else checkpoint.new_committee(task, seed=seed)
         committee.to(device)
@@ -137,7 +137,7 @@ class SVGDTrainer(TrainTask):  # type: ignore[misc]
         }
         # In the file too: a kill between the two leaves a file that the next start publishes.
         checkpoint.save(file, committee, task, version=version, metrics=metrics)
-        pool.publish(version, file, metrics)
+        pool.models.publish(version, file, metrics)
         self.committees.prune()
         logger.info("model version %d is published", version)
         self._write_stats({**stats, "status": "scoring"})

@@ -46,7 +46,7 @@ def training(trainer: SVGDTrainer, auto_train: AutoTrain) -> dict[str, Any]:
     if status in ("training", "scoring") and not running:
         status = "stopped"  # its number may be another process's by now
     pool = trainer.committees.pool
-    if status == "stopped" and (pool.model_version() or 0) >= stats["version"]:
+    if status == "stopped" and (pool.models.newest() or 0) >= stats["version"]:
         acquired = [step.version for step in pool.overview.acquisitions(1)]
         status = "done" if acquired and acquired[0] >= stats["version"] else "unscored"
     if running and status not in ("training", "scoring"):

@@ -20,6 +20,8 @@ from svgd_label.tasks import load_task
 from svgd_label.tasks.transforms import prepare_image
 from svgd_label.uncertainty import maps
 
+COLOURS = ListedColormap(["#e69f00", "#56b4e9"])
+
 
 def main() -> None:
     """Reads the state folder and writes the figure."""
@@ -31,7 +33,7 @@ def main() -> None:
 
     task = load_task(arguments.task)
     pool = Pool(Database(arguments.studies / ".svgd", task=task.name), validation="none", max_frequency=1)
-    file = pool.committee_file()
+    file = pool.models.file()
     if file is None:
         raise SystemExit(f"{arguments.studies}: train once before a picture can be drawn")
     committee = load(file, task, device=torch.device("cpu")).committee.eval()
@@ -46,11 +48,11 @@ def main() -> None:
         labels, entropy = found.mean[0].argmax(dim=0), found.entropy[0]
         cut = int((labels > 0).sum(dim=(1, 2)).argmax())
         grey = np.rot90(image[0, cut].numpy())
-        overlay = np.ma.masked_equal(np.rot90(labels[cut].numpy()), 0)
+        drawn = np.rot90(labels[cut].numpy())
         for axis in line:
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
-        line[1].imshow(overlay, cmap=ListedColormap(["#e69f00", "#56b4e9"]), vmin=1, vmax=2, alpha=0.6)
+        line[1].imshow(drawn, cmap=COLOURS, vmin=1, vmax=2, alpha=0.6 * (drawn > 0))
         unsure = line[2].imshow(np.rot90(entropy[cut].numpy()), cmap="magma", vmin=0, vmax=np.log(task.classes))
         line[0].set_title(f"{row.image}\nscore {row.score:.2f}", fontsize=9)
         line[1].set_title("pre-segmentation", fontsize=9)

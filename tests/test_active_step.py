@@ -1,5 +1,6 @@
 """One active step over a pool: what is scored, ranked, queued and repeated, once, and again after a new label."""
 
+import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from svgd_label import similarity
 from svgd_label.acquisition import strategy
 from svgd_label.active_step import refresh_ranking, score_pool, write_first_order
 from svgd_label.checkpoint import new_committee
+from svgd_label.images import ImageError, load_volume
 from svgd_label.pool import Database, Pool, Studies
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
@@ -252,6 +254,71 @@ def test_images_that_cannot_be_used_are_named_and_never_ranked(
         assert pool.overview.image_state(image)["unusable"] == result.unusable[image]
     # A file that is away may come back, without anybody having to clear a mark.
     assert pool.overview.image_state("e")["unusable"] is None
+
+
+def test_picks_wait_for_images_that_are_away(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], tmp_path: Path
+) -> None:
+    """As where a share is gone in the middle: a version picks once, and not from what is left."""
+    for image in "bcde":
+        Path(paths[image]).rename(tmp_path / image)
+    result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0, tolerated=0.5)
+    assert {row.image for row in pool.ranking()} == {"a", "f"}
+    assert (result.acquisition, pool.queue()) == (None, [])
+    for image in "bcd":
+        (tmp_path / image).rename(paths[image])
+    result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0, tolerated=0.5)
+    assert result.acquisition is not None, "one that stays away does not keep the others"
+    assert result.acquisition.picks == [row.image for row in pool.ranking()][:2]
+    assert len(pool.ranking()) == 5
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), PermissionError(errno.EACCES, "no"), MemoryError()])
+def test_a_share_that_fails_takes_no_image_out(
+    pool: Pool,
+    tiny: Task,
+    committee: Committee,
+    paths: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(_: Path) -> NoReturn:
+        raise error
+
+    pool.label_saved("a")
+    with monkeypatch.context() as patch:
+        patch.setattr("svgd_label.images.open_volume", fail)
+        result = score_pool(pool, tiny, committee, paths, version=1, strategy=RULE, seed=0)
+        write_first_order(pool, tiny, paths)
+    assert all("cannot be read at present" in why for why in result.unusable.values())
+    assert result.unusable.keys() == set(IMAGES)
+    assert (pool.unusable(), pool.labelled()) == ({}, ["a"])
+
+
+def test_an_image_that_comes_while_others_are_looked_at_waits_for_its_turn(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path / "studies")  # which is not the image's own folder
+    known = {image: paths[image] for image in "acdef"}
+    score_pool(pool, tiny, committee, known | {"f": ""}, version=1, strategy=RULE, seed=0)
+    write_first_order(pool, tiny, known)
+    assert pool.unusable() == {}
+    assert {row.image for row in pool.ranking()} == set("acde")
+    with pytest.raises(ImageError, match="gone") as caught:
+        load_volume("")
+    assert caught.value.passing
+
+
+def test_the_first_order_looks_at_no_more_images_than_scoring_does(
+    pool: Pool, tiny: Task, paths: dict[str, str]
+) -> None:
+    write_first_order(pool, tiny, paths, seed=0, limit=2)
+    placed = [image for image, state in pool.overview.image_states().items() if state["first_position"] is not None]
+    assert len(placed) == 2
+    assert pool.coded_images() == set(placed)
+    proposed = pool.next_image("anna")
+    assert proposed is not None
+    assert proposed.image in placed
 
 
 def test_an_image_on_which_the_network_comes_to_nan_is_named_and_spoils_no_other(

@@ -1,6 +1,8 @@
 """A committee on disk comes back as it was, or is refused in a sentence; a crash leaves the old file."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,8 +10,9 @@ import pytest
 import torch
 
 from svgd_label import checkpoint
-from svgd_label.checkpoint import CheckpointError, UnreadableError, load, new_committee, save
+from svgd_label.checkpoint import CheckpointError, MismatchError, UnreadableError, load, new_committee, save
 from svgd_label.tasks import Task
+from svgd_label.tasks.task import Intensity
 
 CPU = torch.device("cpu")
 
@@ -38,9 +41,11 @@ def test_half_precision_is_read_as_float32(tmp_path: Path, tiny: Task) -> None:
         ({"particles": 3}, ["particles 2 there, 3 here"]),
         ({"labels": ("one", "three")}, ["labels ['one', 'two'] there"]),
         ({"name": "other"}, ["task 'tiny' there, 'other' here"]),
+        ({"spacing": (2.0, 2.0, 2.0)}, ["spacing None there, [2.0, 2.0, 2.0] here"]),
+        ({"intensity": Intensity(clip=(0, 900))}, ["intensity", "here"]),
     ],
 )
-def test_another_shape_is_refused_with_what_differs(
+def test_what_does_not_fit_the_task_is_refused_with_what_differs(
     tmp_path: Path, tiny: Task, change: dict[str, Any], words: list[str]
 ) -> None:
     save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
@@ -54,8 +59,33 @@ def test_another_format_is_refused(tmp_path: Path, tiny: Task, monkeypatch: pyte
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 2; this version reads format 1"):
+    with pytest.raises(MismatchError, match="format 2; this version reads format 1"):
         load(tmp_path / "c.pt", tiny, device=CPU)
+
+
+def test_one_of_before_the_grid_was_stored_is_taken_as_it_is(tmp_path: Path, tiny: Task) -> None:
+    save(tmp_path / "c.pt", new_committee(tiny, seed=0), tiny, version=1)
+    content = torch.load(tmp_path / "c.pt", weights_only=True)
+    torch.save({key: value for key, value in content.items() if key not in ("spacing", "intensity")}, tmp_path / "c.pt")
+    coarse = tiny.model_copy(update={"spacing": (2.0, 2.0, 2.0)})
+    assert load(tmp_path / "c.pt", coarse, device=CPU).version == 1
+
+
+def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path, tiny: Task) -> None:
+    file = tmp_path / "c.pt"
+    save(file, new_committee(tiny, seed=0), tiny, version=1)
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from svgd_label import checkpoint; "
+        "from svgd_label.tasks import Task; task = Task.model_validate_json(sys.argv[2]); "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        "checkpoint.save(Path(sys.argv[1]), checkpoint.new_committee(task, seed=1), task, version=2)"
+    )
+    command = [sys.executable, "-c", code, str(file), tiny.model_dump_json()]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert f"CheckpointError: {file}: the committee cannot be written" in ended.stderr
+    assert "is the disk full?" in ended.stderr
+    assert load(file, tiny, device=CPU).version == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
 
 
 def test_without_memory_it_is_unreadable_for_now_and_not_damaged(
@@ -117,7 +147,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, tiny: Task, m
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.replace", crash)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match=r"cannot be written \(no space"):
         save(tmp_path / "c.pt", new_committee(tiny, seed=1), tiny, version=2)
     monkeypatch.undo()
     assert load(tmp_path / "c.pt", tiny, device=CPU).version == 1

@@ -7,9 +7,12 @@ from typing import Any
 import nibabel
 import nrrd
 import numpy as np
+import pydicom
 import pytest
+from monai.data.image_reader import PydicomReader
 
 from svgd_label.images import ImageError, geometry, load_volume
+from tests.dicom.series import GEOMETRIES, make_series
 
 from .conftest import blob, save_nifti
 
@@ -38,8 +41,6 @@ def test_an_nrrd_file_in_lps_lies_where_its_nifti_twin_lies(tmp_path: Path) -> N
 
 
 def test_a_folder_of_dicom_is_one_volume(dicom_series: Path) -> None:
-    import pydicom
-
     volume = load_volume(dicom_series)
     files = [pydicom.dcmread(file) for file in dicom_series.iterdir()]
     assert volume.shape == (1, files[0].Columns, files[0].Rows, len(files))
@@ -50,6 +51,22 @@ def test_a_folder_of_dicom_is_one_volume(dicom_series: Path) -> None:
         k = round(float(corner[2]))
         slope, offset = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
         np.testing.assert_allclose(volume[0, :, :, k].numpy().T, file.pixel_array * slope + offset, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_where_a_series_lies_is_read_without_its_voxels(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is what MONAI's reader says, which reads them."""
+    make_series(tmp_path / "series", GEOMETRIES[name])
+    files = [str(file) for file in (tmp_path / "series").iterdir()]
+    reader = PydicomReader()
+    reader.filenames, reader.has_series = [files], True
+    array, meta = reader.get_data([pydicom.dcmread(file) for file in files])
+    monkeypatch.setattr(PydicomReader, "get_data", None)
+    shape, affine = geometry(tmp_path / "series")
+    assert shape == array.shape
+    np.testing.assert_allclose(affine, meta["affine"], atol=1e-6)
 
 
 def test_a_single_channel_in_a_fourth_axis_is_taken(tmp_path: Path) -> None:

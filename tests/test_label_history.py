@@ -80,6 +80,11 @@ def test_an_export_holds_every_present_label_and_who_saved_it(studies: Path, tmp
     }
     rows = list(csv.DictReader((tmp_path / "out" / "labels.csv").open()))
     assert [(row["image"], row["by"], row["dice"]) for row in rows] == [("a", "anna", "0.875"), ("b", None, None)]
+    (studies / "b.nii.gz").unlink()
+    Studies(studies, Pool(Database(studies / ".svgd"), validation="none", max_frequency=1)).reconcile()
+    said = run("export", tmp_path / "again", "--studies", studies)
+    assert "1 labels are in" in said
+    assert "Not those whose images are gone, which stay where they are: b." in said
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,20 @@ def test_one_seed_gives_one_committee(tmp_path: Path, tiny: Task) -> None:
     assert not torch.equal(first, run(6))
 
 
+def test_one_seed_gives_one_committee_with_dropout_too(tmp_path: Path, tiny: Task) -> None:
+    network = tiny.network.model_copy(update={"arguments": {**tiny.network.arguments, "dropout": 0.2}})
+    dropping, cases = tiny.model_copy(update={"network": network}), [case(tmp_path, "a")]
+    found = []
+    for other in (1, 2):
+        committee = new_committee(dropping, seed=1)
+        torch.manual_seed(other)
+        state = torch.get_rng_state()
+        train(dropping, cases, committee, seed=5)
+        assert torch.equal(torch.get_rng_state(), state), "what else draws from torch's generator goes on as before"
+        found.append(committee.matrix())
+    assert torch.equal(*found)
+
+
 def test_each_step_moves_every_particle_by_phi_of_its_own_gradient_on_the_steps_batch(
     tmp_path: Path, tiny: Task
 ) -> None:

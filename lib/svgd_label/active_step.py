@@ -19,7 +19,7 @@ from svgd_label.device import default_device
 from svgd_label.images import ImageError
 from svgd_label.memory import MemoryRoom
 from svgd_label.pool import Acquisition, OutdatedVersion, Pool, RankingRow, ScoreRow
-from svgd_label.scoring import PreparedImage, bytes_to_score, mi_shape, prepare, score
+from svgd_label.scoring import PreparedImage, bytes_to_prepare, bytes_to_score, mi_shape, prepare, score
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 
@@ -54,6 +54,7 @@ def score_pool(
     strategy: QueryStrategy,
     seed: int,
     limit: int | None = None,
+    tolerated: float = 0.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ScoringResult:
     """Scores what is not scored yet, then ranks the pool and takes the version's one active step.
@@ -66,6 +67,8 @@ def score_pool(
         version: the model version that ``committee`` is.
         seed: of random strategies, and of the subset where ``limit`` strikes.
         limit: at most so many unlabelled images are scored; None for all.
+        tolerated: the share of the images that may be away for the moment; where it is more, nothing is picked, as a
+            version picks once and those away would have no part in it.
         on_progress: called with (done, of how many).
     """
     settle(pool, task)
@@ -75,7 +78,7 @@ def score_pool(
     subset = _subset(pool, version, limit, seed)
     limited = len(subset) < len(pool.pool_images())
     todo = [image for image in subset if image not in done]
-    with_codes, passing = pool.coded_images(), 0
+    with_codes, passing, away = pool.coded_images(), 0, 0
     with contextlib.closing(_score(task, committee, todo, paths)) as found:
         for number, (image, scored) in enumerate(found, start=1):
             if (newest := pool.models.newest()) is not None and newest > version:
@@ -85,6 +88,7 @@ def score_pool(
                 logger.warning("cannot be scored: %s", scored)
                 result.unusable[image] = str(scored)
                 passing += scored.passing
+                away += scored.passing and not isinstance(scored, _NotFiniteError)
                 _mark(pool, image, scored, fingerprints.get(image))
             else:
                 row, codes = scored
@@ -103,6 +107,9 @@ def score_pool(
     try:
         ranking = refresh_ranking(pool, task, version=version, strategy=strategy, seed=seed)
         result.pool = len(ranking)
+        if away > tolerated * len(subset):
+            logger.error("%d of %d images cannot be scored at present: nothing is picked yet", away, len(subset))
+            return result
         result.acquisition = pool.acquire(version, strategy.name, task.queries, repeat=strategy.repeat)
     except OutdatedVersion as error:  # another run, for a newer version, has ranked in between
         logger.info("scoring for version %d ends: %s", version, error)
@@ -152,12 +159,18 @@ def refresh_ranking(
     return ranking
 
 
-def write_first_order(pool: Pool, task: Task, paths: Mapping[str, str]) -> None:
-    """Computes the diverse order that serves before anything is scored; images that cannot be used are marked."""
-    images = pool.pool_images()
-    codes, fingerprints = pool.codes(images), pool.fingerprints()
+def write_first_order(
+    pool: Pool, task: Task, paths: Mapping[str, str], *, seed: int = 0, limit: int | None = None
+) -> None:
+    """Computes the diverse order that serves before anything is scored; images that cannot be used are marked.
+
+    Args:
+        paths, seed, limit: as for :func:`score_pool`.
+    """
+    images = _subset(pool, 0, limit, seed)
+    codes, fingerprints, room = pool.codes(images), pool.fingerprints(), MemoryRoom()
     for image in [image for image in images if image not in codes]:
-        prepared = _read(task, image, paths)
+        prepared = _read(task, image, paths, room)
         if isinstance(prepared, ImageError):
             logger.warning("cannot be used: %s", prepared)
             _mark(pool, image, prepared, fingerprints.get(image))
@@ -212,7 +225,7 @@ def _score(
     threads = torch.get_num_threads()
     on_cpu = next(committee.parameters()).device.type == "cpu"
     workers = min(threads, _LARGE_AT_ONCE if task.patches else _AT_ONCE) if on_cpu else _LARGE_AT_ONCE
-    room = MemoryRoom() if on_cpu else None
+    room = MemoryRoom()
     computing = threading.Lock()
     own = threading.local()
 
@@ -222,11 +235,11 @@ def _score(
             torch.set_num_threads(max(1, threads // workers))
 
     def one(image: str) -> tuple[str, tuple[ScoreRow, NDArray[np.uint8]] | ImageError]:
-        prepared = _read(task, image, paths)
+        prepared = _read(task, image, paths, room)
         if isinstance(prepared, ImageError):
             return image, prepared
         try:
-            with computing if room is None else room.of(image, bytes_to_score(task, prepared)):
+            with room.of(image, bytes_to_score(task, prepared)) if on_cpu else computing:
                 row = score(task, own.committee, prepared)
             return image, (_finite(row), prepared.codes)
         except ImageError as error:
@@ -243,14 +256,21 @@ def _score(
         torch.set_num_threads(threads)
 
 
-def _read(task: Task, image: str, paths: Mapping[str, str]) -> PreparedImage | ImageError:
+def _read(task: Task, image: str, paths: Mapping[str, str], room: MemoryRoom) -> PreparedImage | ImageError:
+    if not paths.get(image):  # it came, or went, since the paths were asked for
+        return ImageError(f"{image}: was not there when its turn came", passing=True)
     try:
-        return prepare(task, image, paths.get(image, ""))
+        with room.of(image, bytes_to_prepare(paths[image])):
+            return prepare(task, image, paths[image])
     except ImageError as error:
         return error
     except Exception as error:
         logger.exception("%s cannot be read", image)
         return ImageError(f"{image}: cannot be read ({type(error).__name__}), see the log", passing=True)
+
+
+class _NotFiniteError(ImageError):
+    """This committee's fault: the image is not away, and waiting would not help."""
 
 
 def _finite(row: ScoreRow) -> ScoreRow:
@@ -260,7 +280,7 @@ def _finite(row: ScoreRow) -> ScoreRow:
     """
     values = [row.entropy, row.expected_entropy, row.jsd, row.variance, *row.details["class_entropy"].values()]
     if not (np.isfinite(values).all() and (row.features is None or np.isfinite(row.features).all())):
-        raise ImageError(
+        raise _NotFiniteError(
             f"{row.image}: the network's answer holds NaN or infinite values, so it cannot be ranked", passing=True
         )
     return row

@@ -27,7 +27,7 @@ class UnreadableError(CheckpointError):
 
 
 class MismatchError(CheckpointError):
-    """A sound checkpoint of another task, size or network."""
+    """A sound checkpoint of another task, size, network or format."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ def save(
     Args:
         metrics: what is known of its training, for whoever finds the file; plain values.
         half: store the weights in half precision, for committees that are shipped.
+
+    Raises:
+        CheckpointError: it cannot be written, as where the disk is full; the old file stays.
     """
     state = {k: v.half() if half and v.is_floating_point() else v for k, v in committee.cpu_state().items()}
     content = {
@@ -60,6 +63,7 @@ def save(
         "package": svgd_label.__version__,
         "version": version,
         **_shape(task),
+        **_grid(task),
         "metrics": dict(metrics or {}),
         "state": state,
     }
@@ -71,8 +75,10 @@ def save(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, (OSError, RuntimeError)):  # torch's own word for a full disk names neither
+            raise CheckpointError(f"{path}: the committee cannot be written ({error}); is the disk full?") from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -85,9 +91,9 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
     """Reads a committee for ``task``.
 
     Raises:
-        MismatchError: of another task, size or network than ``task``'s.
+        MismatchError: of another task, size or network than ``task``'s, or another format.
         UnreadableError: it cannot be read now.
-        CheckpointError: damaged, deleted, or of another format.
+        CheckpointError: damaged or deleted.
     """
     try:
         return _load(path, task, device)
@@ -103,13 +109,14 @@ def load(path: Path, task: Task, *, device: torch.device) -> Checkpoint:
 
 def _load(path: Path, task: Task, device: torch.device) -> Checkpoint:
     content = torch.load(path, map_location="cpu", weights_only=True)
-    stored = {key: content[key] for key in _shape(task)}
-    version, state, metrics = int(content["version"]), content["state"], dict(content.get("metrics", {}))
     if content["format"] != FORMAT:
-        raise CheckpointError(f"{path.name}: format {content['format']}; this version reads format {FORMAT}")
-    differing = [f"{k} {stored[k]!r} there, {value!r} here" for k, value in _shape(task).items() if stored[k] != value]
+        raise MismatchError(f"{path.name}: format {content['format']}; this version reads format {FORMAT}")
+    # Committees of before that was stored are taken as they are.
+    wanted = _shape(task) | {key: value for key, value in _grid(task).items() if key in content}
+    version, state, metrics = int(content["version"]), content["state"], dict(content.get("metrics", {}))
+    differing = [f"{k} {content[k]!r} there, {value!r} here" for k, value in wanted.items() if content[k] != value]
     if differing:
-        raise MismatchError(f"{path.name}: the committee is of another shape: {'; '.join(differing)}")
+        raise MismatchError(f"{path.name}: the committee does not fit the task: {'; '.join(differing)}")
     committee = new_committee(task, seed=0)
     own = committee.state_dict()
     if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
@@ -131,10 +138,15 @@ def shipped(task: Task) -> Path | None:
 
 
 def _shape(task: Task) -> dict[str, Any]:
-    """What must agree between a checkpoint and the task it is read for."""
+    """What makes the weights fit the task."""
     return {
         "task": task.name,
         "labels": list(task.labels),
         "particles": task.particles,
         "network": task.network.model_dump(mode="json"),
     }
+
+
+def _grid(task: Task) -> dict[str, Any]:
+    """What makes images look to the network as those it was trained on."""
+    return task.model_dump(mode="json", include={"spacing", "intensity"})

@@ -15,7 +15,9 @@ def describe() -> str:
         processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass  # not Linux: the platform module's word stands
-    parts = [f"{processor}, {len(psutil.Process().cpu_affinity())} cores"]
+    # Not everywhere can a process be bound to cores.
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    parts = [f"{processor}, {cores} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name(0))
     return ", ".join([*parts, f"torch {torch.__version__}", f"Python {platform.python_version()}"])

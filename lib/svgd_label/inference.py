@@ -191,6 +191,8 @@ def segment(task: Task, committee: Committee, path: str) -> Segmentation:
     grid = to_grid(task)
     moved = on_grid(task, volume, grid)
     image = normalise(task, moved).as_tensor().to(next(committee.parameters()).device)
+    if task.spacing is not None:
+        check_room(Path(path).name, volume.shape[1:], 40, grid="its own")  # for the way back; measured: 36
     if image.device.type == "cpu":
         check_room(Path(path).name, image.shape[1:], 4 * (2 * task.classes + 4))  # measured: 38 bytes for three classes
     prediction = predict(task, committee, image)

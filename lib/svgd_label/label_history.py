@@ -80,21 +80,24 @@ def export(folder: Path, studies: StudiesOption, state: StateOption = None) -> N
         raise UserError(f"{folder}: not empty; give a new folder, so that nothing is overwritten")
     folder.mkdir(parents=True, exist_ok=True)
     last = {image: versions[-1] for image, versions in _by_image(store.versions()).items()}
-    labelled = store.labelled()
+    gone, labelled = [], store.labelled()
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "file", "version", "saved", "by", "model_version", "dice"])
         for image in labelled:
             path, version = place.label_path(image, FINAL), last.get(image)
             if path is None:
-                continue  # its image's file is gone
+                gone.append(image)
+                continue
             shutil.copy2(path, folder / path.name)
             # A label that was put into the folder by hand has no version, and nobody knows by whom.
             saved = (
                 (version.number, _time(version), version.client, version.model_version, version.dice) if version else ()
             )
             table.writerow([image, path.name, *saved])
-    typer.echo(f"{len(labelled)} labels are in {folder}.")
+    typer.echo(f"{len(labelled) - len(gone)} labels are in {folder}.")
+    if gone:
+        typer.echo(f"Not those whose images are gone, which stay where they are: {', '.join(gone)}.", err=True)
 
 
 def _open(studies: str, state: Path | None) -> tuple[LabelStore, Studies]:

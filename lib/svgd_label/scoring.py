@@ -1,5 +1,6 @@
 """Scoring of one image: the committee's uncertainty, its bottleneck features, the grey-level codes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from svgd_label import similarity
 from svgd_label.bottleneck import Bottleneck
-from svgd_label.images import ImageError
+from svgd_label.images import ImageError, geometry
 from svgd_label.inference import particle_moments, sliding_window
 from svgd_label.pool import ScoreRow
 from svgd_label.svgd import Committee
@@ -60,6 +61,15 @@ def mi_codes(task: Task, image: Tensor) -> NDArray[np.uint8]:
 def mi_shape(task: Task) -> tuple[int, int, int]:
     """The grid on which two images' grey levels are compared."""
     return task.window if task.mi_grid == "padded" else task.mi_grid
+
+
+def bytes_to_prepare(path: str) -> int:
+    """The memory that ``prepare`` takes; 32 bytes a voxel of the file were measured.
+
+    Raises:
+        ImageError: the file's header shows that it cannot be used.
+    """
+    return math.prod(geometry(path)[0]) * 40
 
 
 def bytes_to_score(task: Task, prepared: PreparedImage) -> int:

@@ -158,7 +158,9 @@ def train(
     if attach is not None:
         attach(trainer)
     try:
-        trainer.run()
+        with torch.random.fork_rng():  # for networks with dropout, which draws from torch's own generator
+            torch.manual_seed(seed)
+            trainer.run()
     finally:
         if reporter.events is not None:
             reporter.events.close()

@@ -1,5 +1,6 @@
 """The replay spends its budget as the protocol says, and a kill at any moment changes nothing."""
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from svgd_label.experiments.experiment import Experiment, ExperimentError, load_
 from svgd_label.experiments.replay import jobs
 from svgd_label.experiments.run import Run
 from svgd_label.experiments.runner import run_here
+from svgd_label.images import files
 
 ARMS = ("entropy_mi_delete", "random", "keeping")
 
@@ -160,6 +162,30 @@ def test_a_volume_that_cannot_be_used_costs_its_label_and_is_never_trained_on(tm
     assert [len(line["labelled"]) for line in found] == [2, 4, 5]
     for line in found[:-1]:
         assert "99 %" in line["unusable"][saturated]
+
+
+def test_a_volume_that_cannot_be_read_for_a_moment_ends_the_arm_and_changes_no_pick(
+    tmp_path: Path, file: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": ["entropy_mi_delete"]}))
+    begun, arm = jobs(run, run.arms, [7])[:-1]
+    run_here(run, [begun])
+    away = next(case for case in run.cases["pool"] if case.id not in run.initial_labels(7))
+    opened = files.open_volume
+
+    def stale(path: Path) -> files.Volume:
+        if path == Path(away.image):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("svgd_label.images.open_volume", stale)
+        with pytest.raises(ExperimentError, match=f"cannot be scored at present, start again: {away.id};"):
+            run_here(run, [arm])
+    assert steps(run.folder, "entropy_mi_delete") == []
+    run_here(run, [arm])
+    picks = [[line.get("picks") for line in steps(folder, "entropy_mi_delete")] for folder in (run.folder, finished)]
+    assert picks[0] == picks[1]
 
 
 def test_a_data_set_of_links_is_replayed_and_a_wrong_label_costs_no_arm(tmp_path: Path) -> None:

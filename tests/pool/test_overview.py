@@ -106,6 +106,7 @@ def test_dice_is_gathered_by_the_version_that_proposed(pool: Pool, database: Dat
                 ("d", 1, "final", 2, None),
                 ("e", 1, "review", 2, 0.1),
                 ("f", 1, "final", None, 0.2),
+                ("a", 2, "final", 2, 0.99),  # which it may have been trained on since
             ],
         )
     found = pool.overview.proposed_dice()

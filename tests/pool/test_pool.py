@@ -177,6 +177,15 @@ def test_the_number_of_a_withdrawn_version_that_acquired_is_not_given_again(pool
     assert pool.models.next_version() == 2
 
 
+def test_the_number_of_any_withdrawn_version_is_not_given_again(pool: Pool, tmp_path: Path) -> None:
+    for version in (1, 2):
+        pool.models.publish(version, tmp_path / f"{version}.pt", {})
+    for version in (2, 1):
+        pool.models.withdraw(version)
+    assert pool.models.newest() is None
+    assert pool.models.next_version() == 3
+
+
 def test_scores_are_of_a_version_and_of_a_file(pool: Pool) -> None:
     features = np.arange(4, dtype=np.float32)
     row = ScoreRow("a", 0.1, 0.2, 0.3, 0.4, {"volume": [1, 2]}, features)

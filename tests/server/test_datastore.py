@@ -1,6 +1,7 @@
 """The datastore behaves as MONAI Label's endpoints expect, and answers with sentences where something is wrong."""
 
 import json
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from tests.server.store import INFO, SHAPE, refusal, stored, values, write
 
 from svgd_label.labels import convert_label
-from svgd_label.pool import RankingRow
+from svgd_label.pool import Database, RankingRow
 from svgd_label.server.datastore import SafeDatastore
 
 
@@ -157,6 +158,25 @@ def test_adding_and_removing_images(store: SafeDatastore, tmp_path: Path, upload
     assert not (folder / "d.nii.gz").exists()
     assert not (folder / "labels/final/d.nii.gz").exists()
     assert len(store.labels.versions("d")) == 1
+
+
+def test_a_large_image_that_is_coming_in_keeps_nobody_from_writing(
+    store: SafeDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state store's lock is every process's: a training could not publish its committee."""
+    image = write(tmp_path / "large.nii.gz", np.ones(SHAPE, np.int16))
+    copied = shutil.copyfileobj
+
+    def slow(*arguments: Any) -> None:
+        other = Database(store.pool.database.folder)
+        other.connection.execute("PRAGMA busy_timeout = 0")
+        other.set("written", "meanwhile")
+        other.close()
+        copied(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", slow)
+    assert store.add_image("large", str(image), {}) == "large"
+    assert store.pool.database.get("written") == "meanwhile"
 
 
 def test_an_image_is_not_replaced_whoever_works_on_it(store: SafeDatastore, tmp_path: Path, folder: Path) -> None:

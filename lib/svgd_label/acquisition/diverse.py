@@ -29,5 +29,5 @@ def farthest_first(
             chosen = int(np.argmax(distance))
         order.append(chosen)
         distance = np.minimum(distance, np.linalg.norm(features - features[chosen], axis=1))
-        distance[order] = -1.0
+        distance[chosen] = -1.0
     return order + [int(row) for row in np.argsort(-distance, kind="stable") if distance[row] >= 0]

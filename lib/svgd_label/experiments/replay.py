@@ -16,7 +16,7 @@ import svgd_label
 from svgd_label import checkpoint, hardware
 from svgd_label.active_step import score_pool
 from svgd_label.device import default_device
-from svgd_label.experiments.experiment import FULL, INITIAL
+from svgd_label.experiments.experiment import FULL, INITIAL, ExperimentError
 from svgd_label.experiments.pictures import write_pictures
 from svgd_label.experiments.run import Run, Track, write_json
 from svgd_label.images import ImageError
@@ -195,7 +195,7 @@ def _acquire(run: Run, job: Job, pool: Pool, committee: Committee, step: int, re
     acquired = acquisition_of(pool, step)
     started = time.monotonic()
     if acquired is None:
-        acquired = score_pool(
+        found = score_pool(
             pool,
             task,
             committee,
@@ -203,8 +203,12 @@ def _acquire(run: Run, job: Job, pool: Pool, committee: Committee, step: int, re
             version=step,
             strategy=run.strategy(job.arm),
             seed=job.seed,
-        ).acquisition
-    assert acquired is not None  # nobody else works on this pool
+        )
+        acquired = found.acquisition
+        record["unusable"] |= found.unusable
+        if acquired is None:  # without them the picks would not be the method's
+            away = sorted(found.unusable.keys() - pool.unusable().keys())
+            raise ExperimentError(f"cannot be scored at present, start again: {', '.join(away)}; see the log")
     note_picks(record, pool, acquired)
     record["seconds"]["score"] = time.monotonic() - started
     return acquired

@@ -21,7 +21,7 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 class ImageError(UserError):
     """An image that cannot be used; the sentence names the file and says why.
 
-    ``passing`` says that it may be another time: the file is away for the moment.
+    ``passing`` says that it may be another time: the file is away, or memory is short, for the moment.
     """
 
     def __init__(self, sentence: str, *, passing: bool = False) -> None:
@@ -94,6 +94,8 @@ def _read(path: Path) -> MetaTensor:
 @contextmanager
 def _sentences(path: Path) -> Iterator[None]:
     """Whatever reading a file raises, as one sentence that names it."""
+    if path == Path():  # what the empty path of an image that has gone becomes, and not the folder we are in
+        raise ImageError("an image has gone meanwhile", passing=True)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
@@ -103,6 +105,9 @@ def _sentences(path: Path) -> Iterator[None]:
     except Unusable as error:
         raise ImageError(f"{_name(path)}: {error}", passing=isinstance(error, NoMemory)) from error
     except Exception as error:  # readers raise anything, from zlib.error to IndexError
+        # A share that is away, a file that may not be read. What gzip and bz2 call an OSError has no number.
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise ImageError(f"{_name(path)}: cannot be read at present ({short(error)})", passing=True) from error
         raise ImageError(f"{_name(path)}: cannot be read ({short(error)}); is the file complete?") from error
 
 

@@ -205,11 +205,26 @@ def _dicom(folder: Path) -> Volume:
     )
     _check_slices(heads)
 
-    reader = PydicomReader()
-    # Given one by one: by itself it opens whatever lies in the folder, and takes [ ] in a folder's name for a pattern.
-    reader.filenames, reader.has_series = [[str(file) for file in files]], True  # type: ignore[list-item]
-    array, meta = reader.get_data([pydicom.dcmread(file) for file in files])
-    return Volume(shape, _checked_affine(meta["affine"]), lambda: array)
+    def read() -> NDArray[Any]:
+        reader = PydicomReader()
+        # Given one by one: by itself it opens whatever lies in the folder, and takes [ ] in its name for a pattern.
+        reader.filenames, reader.has_series = [[str(file) for file in files]], True  # type: ignore[list-item]
+        array: NDArray[Any] = reader.get_data([pydicom.dcmread(file) for file in files])[0]
+        return array
+
+    return Volume(shape, _checked_affine(_affine(heads)), read)
+
+
+def _affine(heads: Sequence[Any]) -> NDArray[np.float64]:
+    """Voxel (column, row, slice by InstanceNumber) to RAS millimetres, as MONAI's reader has it, without any voxels."""
+    first, *_, last = sorted(heads, key=lambda head: int(head.InstanceNumber))
+    down, along = (float(x) for x in first.PixelSpacing)
+    orientation = np.array([float(x) for x in first.ImageOrientationPatient])
+    begin, end = (np.array([float(x) for x in head.ImagePositionPatient]) for head in (first, last))
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = orientation[:3] * along, orientation[3:] * down
+    affine[:3, 2], affine[:3, 3] = (end - begin) / (len(heads) - 1), begin
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def _check_slices(heads: Sequence[Any]) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -72,18 +73,24 @@ def make_folder(folder: Path) -> None:
 
 def copy_durably(source: Path, target: Path) -> None:
     """Copies a file so that ``target`` is the old one or all of the new one; OSError leaves it as it was."""
-    temporary = incoming(target.parent, "")
+    with arriving(source, target.parent) as copy:
+        copy.replace(target)
+        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def arriving(source: Path, folder: Path) -> Iterator[Path]:
+    """A durable copy under a hidden name in a folder, to be renamed; one that is still there at the end is removed."""
+    temporary = incoming(folder, "")
     try:
         with source.open("rb") as reader, temporary.open("wb") as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
             writer.flush()
             os.fsync(writer.fileno())
-        temporary.replace(target)
-        sync_folder(target.parent)
-    except BaseException:
+        yield temporary
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
 
 
 def second_name(file: Path, other: Path) -> None:

@@ -23,7 +23,8 @@ class Models:
     def next_version(self) -> int:
         """The version that the next training publishes: from 1 on, 0 being the shipped committee."""
         last = self._database.connection.execute(
-            "SELECT MAX(version) AS version FROM (SELECT version FROM models UNION SELECT version FROM acquisitions)"
+            "SELECT MAX(version) AS version FROM (SELECT version FROM models UNION SELECT version FROM acquisitions "
+            "UNION SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'withdrawn')"
         ).fetchone()["version"]
         return 1 if last is None else int(last) + 1
 
@@ -50,6 +51,7 @@ class Models:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM models WHERE version = ?", (version,))
             connection.execute("DELETE FROM scores WHERE version = ?", (version,))
+            self._database.set("withdrawn", str(max(version, int(self._database.get("withdrawn") or 0))))
             if self._database.get("ranking_version") == str(version):
                 connection.execute("DELETE FROM meta WHERE key = 'ranking_version'")
 

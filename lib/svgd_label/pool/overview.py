@@ -94,10 +94,12 @@ class Overview:
         return row[0], row[1]
 
     def proposed_dice(self) -> dict[int, ProposedDice]:
-        """Model version -> Dice of its proposals with the final labels that were saved after them."""
+        """Model version -> Dice of its proposals with the first labels of images it had not learnt from."""
         rows = self._database.connection.execute(
-            "SELECT model_version, COUNT(*), AVG(dice), MIN(dice), MAX(dice) FROM label_versions "
-            "WHERE tag = 'final' AND dice IS NOT NULL AND model_version IS NOT NULL GROUP BY model_version"
+            "SELECT model_version, COUNT(*), AVG(dice), MIN(dice), MAX(dice) FROM label_versions v "
+            "WHERE tag = 'final' AND dice IS NOT NULL AND model_version IS NOT NULL AND NOT EXISTS "
+            "(SELECT 1 FROM label_versions e WHERE e.image = v.image AND e.tag = 'final' AND e.number < v.number) "
+            "GROUP BY model_version"
         )
         return {version: ProposedDice(*values) for version, *values in rows}
 

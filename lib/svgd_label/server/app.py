@@ -41,7 +41,7 @@ from svgd_label.server.dicom.proxy import proxy_routes
 from svgd_label.server.dicom.web import DicomServer
 from svgd_label.server.infer import SVGDInfer, UncertaintyInfer
 from svgd_label.server.page import page_routes
-from svgd_label.server.scoring import EntropyMI, paths
+from svgd_label.server.scoring import EntropyMI, paths, scoring_limit
 from svgd_label.server.sessions import remove_expired
 from svgd_label.server.strategy import RandomStrategy, SVGDStrategy
 from svgd_label.server.trainer import SVGDTrainer
@@ -242,9 +242,10 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         """Images came or went, or labels other than by a save."""
         if self._server_mode:
             self._ranking.do(self._refresh)
-            if self.pool.ranking_version() is None:
-                write_first_order(self.pool, self.task, paths(self._datastore, self.pool))
             self._score_what_is_left()
+            if self.pool.ranking_version() is None:
+                where, limit = paths(self._datastore, self.pool), scoring_limit(self.settings, default_device())
+                write_first_order(self.pool, self.task, where, seed=self.settings.seed, limit=limit)
             self.auto_train.consider()
 
     def _score_what_is_left(self) -> None:

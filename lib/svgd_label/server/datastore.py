@@ -18,7 +18,15 @@ from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 from svgd_label.errors import UserError
 from svgd_label.labels import convert_label, write_label
 from svgd_label.pool import FINAL, ORIGINAL, LabelStore, Pool, Studies
-from svgd_label.pool.files import EXTENSIONS, copy_durably, fingerprint, make_folder, split_extension
+from svgd_label.pool.files import (
+    EXTENSIONS,
+    arriving,
+    copy_durably,
+    fingerprint,
+    make_folder,
+    split_extension,
+    sync_folder,
+)
 from svgd_label.server.answers import dictionary, plain_image, plain_tag, storing, unknown_image
 from svgd_label.server.archive import write_archive
 from svgd_label.server.watcher import Watcher
@@ -152,11 +160,13 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         if not extension:
             raise HTTPException(400, f"{source.name} is no image: send {', '.join(EXTENSIONS)}.")
         target = self.studies.folder / f"{image}{extension}"
-        with storing(), self.changing, self._database.transaction():
+        # Copied without the lock that all processes' saves wait for, and only renamed with it.
+        with storing(), arriving(source, target.parent) as copy, self.changing, self._database.transaction():
             self.studies.check([image], [])  # a file that has just been dropped there is an image too
             present = self.studies.image_path(image)
             if present is None:
-                copy_durably(source, target)
+                copy.replace(target)
+                sync_folder(target.parent)
                 self.studies.check([image], [])
             elif present != source and not _same(present, source):
                 raise HTTPException(409, f"Another image is called {image} already: choose another id.")

@@ -17,6 +17,9 @@ from svgd_label.server.conf import Conf
 
 logger = logging.getLogger(__name__)
 
+TOLERATED = 0.1
+"""Of the images, so many may be away when picks are made: one that can never be read must not end it all."""
+
 
 class EntropyMI(ScoringMethod):  # type: ignore[misc]
     """Entropy of the committee and mutual information with the labelled images, for the whole pool."""
@@ -44,6 +47,7 @@ class EntropyMI(ScoringMethod):  # type: ignore[misc]
             strategy=acquisition.strategy(self.conf.strategy),
             seed=self.conf.seed,
             limit=scoring_limit(self.conf, default_device()),
+            tolerated=TOLERATED,
             on_progress=lambda done, total: logger.info("scored %d of %d images", done, total),
         )
         return log_scoring(pool, result)

@@ -70,7 +70,7 @@ def on_grid(task: Task, image: MetaTensor, transform: Compose) -> MetaTensor:
     return moved
 
 
-def check_room(name: str, voxels: Sequence[int], bytes_per_voxel: int) -> None:
+def check_room(name: str, voxels: Sequence[int], bytes_per_voxel: int, *, grid: str = "the task's") -> None:
     """Refuses an image that would not fit into the memory that is free now.
 
     Raises:
@@ -79,7 +79,7 @@ def check_room(name: str, voxels: Sequence[int], bytes_per_voxel: int) -> None:
     try:
         check_memory(voxels, bytes_per_voxel)
     except Unusable as error:
-        raise ImageError(f"{name}: on the task's grid, {error}", passing=isinstance(error, NoMemory)) from error
+        raise ImageError(f"{name}: on {grid} grid, {error}", passing=isinstance(error, NoMemory)) from error
 
 
 def normalise(task: Task, image: MetaTensor) -> MetaTensor:

@@ -149,6 +149,21 @@ def test_a_scoring_that_can_achieve_nothing_is_not_started(
     assert len(started) == 2, "another file"
 
 
+def test_beside_a_training_that_scores_no_second_scoring_is_started(
+    app: App, tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(MONAILabelApp, "async_scoring", lambda _, method: started.append(method))
+    monkeypatch.setitem(background_tasks, "scoring", [])
+    monkeypatch.setattr("svgd_label.server.app.is_running", lambda method: method == "train")
+    app.publish(1, tiny)  # and has picked nothing yet
+    app._score_what_is_left()
+    assert started == []
+    monkeypatch.setattr("svgd_label.server.app.is_running", lambda method: False)
+    app._score_what_is_left()  # it was stopped before it had scored all
+    assert started == ["entropy_mi"]
+
+
 @pytest.mark.parametrize(
     ("origin", "host", "status"),
     [

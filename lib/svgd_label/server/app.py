@@ -201,8 +201,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         self._ranking.do(self._refresh)
         if versions := self._datastore.labels.versions(image_id):  # none of what is saved as a pre-segmentation
             self._comparing.do(functools.partial(self._compare, versions[-1]))
-        if not is_running("train"):  # which scores by itself, unless it was stopped before its committee had scored all
-            self._folder.do(self._score_what_is_left)
+        self._folder.do(self._score_what_is_left)
         self.auto_train.consider()
 
     def on_flag(self, image: str) -> None:
@@ -257,6 +256,8 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         left -= self.pool.scored_images(version)
         acquired = any(step.version >= version for step in self.pool.acquisitions())
         if self.pool.ranking_version() == version and acquired and not left:
+            return
+        if not acquired and is_running("train"):  # whose own scoring this is, or which will make it needless
             return
         files = self.pool.fingerprints()
         asked = version, {image: files.get(image) for image in left}

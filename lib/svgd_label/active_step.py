@@ -209,7 +209,7 @@ def _subset(pool: Pool, version: int, limit: int | None, seed: int) -> list[str]
     unlabelled = [image for image in images if image not in labelled]
     if limit is None or len(unlabelled) <= limit:
         return images
-    logger.warning("%d images: a random %d of them are scored", len(unlabelled), limit)
+    logger.warning("%d images: a random %d of them are taken", len(unlabelled), limit)
     chosen = np.random.default_rng([seed, version]).choice(len(unlabelled), size=limit, replace=False)
     return sorted([*labelled, *(unlabelled[index] for index in chosen)])
 

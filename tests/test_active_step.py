@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,13 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
-from svgd_label import similarity
+from svgd_label import active_step, similarity
 from svgd_label.acquisition import strategy
 from svgd_label.active_step import refresh_ranking, score_pool, write_first_order
 from svgd_label.checkpoint import new_committee
 from svgd_label.images import ImageError, load_volume
 from svgd_label.pool import Database, Pool, Studies
+from svgd_label.scoring import PreparedImage
 from svgd_label.svgd import Committee
 from svgd_label.tasks import Task
 from svgd_label.tasks.transforms import prepare_image
@@ -293,6 +296,35 @@ def test_a_share_that_fails_takes_no_image_out(
     assert all("cannot be read at present" in why for why in result.unusable.values())
     assert result.unusable.keys() == set(IMAGES)
     assert (pool.unusable(), pool.labelled()) == ({}, ["a"])
+
+
+def test_no_more_images_are_read_at_a_time_than_fit_into_memory(
+    pool: Pool, tiny: Task, committee: Committee, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, inside, most = threading.Lock(), 0, 0
+    prepared = active_step.prepare
+
+    def prepare(task: Task, image: str, path: str) -> PreparedImage:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.05)
+        with lock:
+            inside -= 1
+        return prepared(task, image, path)
+
+    monkeypatch.setattr(active_step, "prepare", prepare)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    size, found = 12 * 13 * 14 * 40, []
+    for version, available in enumerate((100 * size, size + size // 2)):
+        most = 0
+        free = psutil.virtual_memory()._replace(available=available)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
+        score_pool(pool, tiny, committee, paths, version=version, strategy=RULE, seed=0)
+        found.append(most)
+    assert found[0] > 1
+    assert found[1] == 1
 
 
 def test_an_image_that_comes_while_others_are_looked_at_waits_for_its_turn(

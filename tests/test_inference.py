@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import psutil
 import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from svgd_label.bands import thresholds
 from svgd_label.checkpoint import new_committee
+from svgd_label.images import ImageError
 from svgd_label.inference import cores, dice, evaluate, particle_moments, segment, sliding_window, window_of
 from svgd_label.scoring import prepare, score
 from svgd_label.svgd import Committee
@@ -126,6 +128,18 @@ def test_on_another_grid_a_structure_stays_where_it_is(
     label = save_nifti(tmp_path / "l.nii.gz", bright, affine)
     case = prepare_case(task, str(file), str(label))
     assert dice(task, (case["image"][0].numpy() > 0.5).astype(np.uint8), case["label"][0].numpy())[0] > 0.84
+
+
+def test_an_image_whose_own_grid_would_not_fit_is_refused_before_anything_is_computed(
+    tmp_path: Path, tiny: Task, committee: Committee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(save_nifti(tmp_path / "a.nii.gz", blob((40, 40, 40), 0)[0]))
+    free = psutil.virtual_memory()._replace(available=40**3 * 35)  # enough to read it
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(committee, "forward", None)
+    with pytest.raises(ImageError, match=r"on its own grid, 40 x 40 x 40 voxels do not fit .* at present") as caught:
+        segment(tiny.model_copy(update={"spacing": (4.0, 4.0, 4.0)}), committee, file)
+    assert caught.value.passing
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,13 @@ def make_folder(folder: Path) -> None:
 def copy_durably(source: Path, target: Path) -> None:
     """Copies a file so that ``target`` is the old one or all of the new one; OSError leaves it as it was."""
     with arriving(source, target.parent) as copy:
-        copy.replace(target)
-        sync_folder(target.parent)
+        place(copy, target)
+
+
+def place(copy: Path, target: Path) -> None:
+    """Renames what has arrived, durably."""
+    copy.replace(target)
+    sync_folder(target.parent)
 
 
 @contextlib.contextmanager

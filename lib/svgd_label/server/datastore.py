@@ -18,15 +18,7 @@ from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 from svgd_label.errors import UserError
 from svgd_label.labels import convert_label, write_label
 from svgd_label.pool import FINAL, ORIGINAL, LabelStore, Pool, Studies
-from svgd_label.pool.files import (
-    EXTENSIONS,
-    arriving,
-    copy_durably,
-    fingerprint,
-    make_folder,
-    split_extension,
-    sync_folder,
-)
+from svgd_label.pool.files import EXTENSIONS, arriving, copy_durably, fingerprint, make_folder, place, split_extension
 from svgd_label.server.answers import dictionary, plain_image, plain_tag, storing, unknown_image
 from svgd_label.server.archive import write_archive
 from svgd_label.server.watcher import Watcher
@@ -165,8 +157,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
             self.studies.check([image], [])  # a file that has just been dropped there is an image too
             present = self.studies.image_path(image)
             if present is None:
-                copy.replace(target)
-                sync_folder(target.parent)
+                place(copy, target)
                 self.studies.check([image], [])
             elif present != source and not _same(present, source):
                 raise HTTPException(409, f"Another image is called {image} already: choose another id.")

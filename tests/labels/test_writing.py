@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_the_old_label_and_nothing_else(image: Path, tmp_p
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is always out of space")
 def test_a_full_disk_is_a_sentence(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted = convert(save(TRUTH, tmp_path / "label.nii.gz"), None, image)
-    monkeypatch.setattr("svgd_label.labels.uuid.uuid4", lambda: type("Fixed", (), {"hex": "full"})())
+    monkeypatch.setattr("svgd_label.labels.write.uuid.uuid4", lambda: type("Fixed", (), {"hex": "full"})())
     (tmp_path / ".l.nii.gz.full.tmp").symlink_to("/dev/full")
     with pytest.raises(LabelError, match="No space left"):
         write_label(converted, tmp_path / "l.nii.gz")

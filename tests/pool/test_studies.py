@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from svgd_label.errors import UserError
 from svgd_label.pool import Database, LabelStore, Pool, RankingRow, Studies
 
 
@@ -219,3 +220,49 @@ def test_a_label_saved_while_the_folder_is_read_stays(
     assert studies.pool.labelled() == ["a"]
     assert len(store.versions("a")) == 1
     assert images(studies) == ["a", "b"]
+
+
+def test_no_link_that_leads_out_is_followed_below_the_top_either(
+    studies: Studies, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "outside" / "a.nii.gz", "private")
+    put(folder / "a.nii.gz")
+    (folder / "labels" / "inner").symlink_to("final")
+    dicom(folder / "d")
+    (folder / "d" / "loop.dcm").symlink_to("loop.dcm")
+    studies.reconcile()
+    assert images(studies) == ["a", "d"]
+    assert studies.tags() == ["final", "inner"]
+    store = LabelStore(studies)
+    for tag in ("linked", "later"):
+        if tag == "later":  # a folder that has turned into a link after it was read
+            put(folder / "labels" / tag / "a.nii.gz", "label")
+            studies.reconcile()
+            assert studies.label_path("a", tag) is not None
+            shutil.rmtree(folder / "labels" / tag)
+        (folder / "labels" / tag).symlink_to(tmp_path / "outside")
+        assert studies.label_path("a", tag) is None
+        studies.check([], [(tag, "a")])
+        studies.reconcile()
+        assert studies.tags() == ["final", "inner"]
+        assert studies.label_path("a", tag) is None
+        with pytest.raises(UserError, match=f"the tag {tag} is a link that leads out"):
+            store.incoming(tag)
+    (folder / "d" / "2.dcm").symlink_to(tmp_path / "outside" / "a.nii.gz")
+    assert studies.image_path("d") is None
+    studies.reconcile()
+    assert images(studies) == ["a"]
+    assert f"{folder / 'd'} is left out: 2.dcm is a link that leads out of the studies folder." in caplog.messages
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["a.nii.gz"]
+    free = Studies(folder, studies.pool, links=True)
+    assert free.image_path("a") == folder / "a.nii.gz"
+    assert free.tags() == ["final", "inner", "later", "linked"]
+
+
+def test_labels_that_are_a_link_out_as_a_whole_are_left_out(studies: Studies, folder: Path, tmp_path: Path) -> None:
+    put(folder / "a.nii")
+    shutil.move(folder / "labels", tmp_path / "outside")
+    put(tmp_path / "outside" / "final" / "a.nii.gz", "private")
+    (folder / "labels").symlink_to(tmp_path / "outside")
+    studies.reconcile()
+    assert (studies.tags(), studies.label_path("a", "final")) == ([], None)

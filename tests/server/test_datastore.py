@@ -113,6 +113,19 @@ def test_path_tricks(store: SafeDatastore, upload: Path, name: Any) -> None:
         refusal(404, store.add_image, name, str(upload), {})
 
 
+def test_nothing_is_read_or_written_behind_a_link_that_leads_out(
+    store: SafeDatastore, upload: Path, folder: Path, tmp_path: Path
+) -> None:
+    outside = write(tmp_path / "outside" / "a.nii.gz", values()).parent
+    (folder / "labels" / "lnk").symlink_to(outside)
+    store.refresh()
+    assert store.get_label_uri("a", "lnk") == ""
+    sentence = refusal(404, store.save_label, "b", str(upload), "lnk", dict(INFO))
+    assert "The folder of the tag lnk is a link that leads out of the studies folder, so nothing is saved" in sentence
+    assert "refused/" in sentence
+    assert [path.name for path in outside.iterdir()] == ["a.nii.gz"]
+
+
 @pytest.mark.parametrize("info", [[], "text", 3])
 def test_parameters_of_the_wrong_type(store: SafeDatastore, upload: Path, info: Any) -> None:
     refusal(400, store.update_image_info, "a", info)

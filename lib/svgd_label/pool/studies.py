@@ -13,6 +13,7 @@ from typing import Any
 
 from pydicom.misc import is_dicom
 
+from svgd_label.errors import UserError
 from svgd_label.pool.files import (
     EXTENSIONS,
     fingerprint_of,
@@ -64,7 +65,13 @@ class Studies:
         self._warned: set[str] = set()
 
     def label_folder(self, tag: str) -> Path:
-        """Where the labels of a tag lie."""
+        """Where the labels of a tag lie.
+
+        Raises:
+            UserError: a link leads to somewhere outside the studies folder instead.
+        """
+        if not self._has_inside(tag):
+            raise UserError(f"The folder of the tag {tag} is a link that leads out of the studies folder")
         return self.labels_folder / tag
 
     def image_path(self, image: str) -> Path | None:
@@ -72,7 +79,8 @@ class Studies:
         row = self.database.connection.execute(
             "SELECT name FROM images WHERE image = ? AND present = 1", (image,)
         ).fetchone()
-        return None if row is None else self.folder / row["name"]
+        path = None if row is None else self.folder / row["name"]
+        return path if path is not None and self._is_inside(path) else None
 
     def label_path(self, image: str, tag: str) -> Path | None:
         """A label's file; None where there is none."""
@@ -80,7 +88,7 @@ class Studies:
             "SELECT l.ext FROM labels l JOIN images i USING (image) WHERE l.image = ? AND l.tag = ? AND i.present = 1",
             (image, tag),
         ).fetchone()
-        return None if row is None else self.label_folder(tag) / f"{image}{row['ext']}"
+        return self.label_folder(tag) / f"{image}{row['ext']}" if row is not None and self._has_inside(tag) else None
 
     def reconcile(self) -> int:
         """Compares the whole folder with the index and takes over what differs; how many entries did.
@@ -118,7 +126,8 @@ class Studies:
         """Tags that have a folder."""
         if not self.labels_folder.is_dir():
             return []
-        return sorted(e.name for e in os.scandir(self.labels_folder) if is_plain_tag(e.name) and e.is_dir())
+        found = (e.name for e in os.scandir(self.labels_folder) if is_plain_tag(e.name) and e.is_dir())
+        return sorted(tag for tag in found if self._has_inside(tag))
 
     def import_index(self, file: Path) -> None:
         """Takes the infos out of MONAI Label's ``datastore_v2.json``, once; the file stays as it is."""
@@ -214,7 +223,7 @@ class Studies:
         row = connection.execute(
             "SELECT ext, fingerprint FROM labels WHERE image = ? AND tag = ?", (image, tag)
         ).fetchone()
-        file = self._find_file(self.label_folder(tag), image)
+        file = self._find_file(self.label_folder(tag), image) if self._has_inside(tag) else None
         if known is None:
             if file is not None:
                 self._warn(f"The label {tag}/{image} belongs to no image and is left alone.")
@@ -267,12 +276,25 @@ class Studies:
             self._warn(f"{folder / other.name} is left out: {found[0].name} has the same id.")
         return found[0] if found else None
 
-    def _is_inside(self, path: Path) -> bool:
-        """Whether a path leads to something in this folder, or may lead out of it."""
-        if self._links or not path.is_symlink() or path.resolve().is_relative_to(self.folder.resolve()):
+    def _has_inside(self, tag: str) -> bool:
+        """Whether a tag's folder is in this one, or may be elsewhere."""
+        folders = (self.labels_folder, self.labels_folder / tag)
+        return all(self._is_inside(folder, whole=False) for folder in folders)
+
+    def _is_inside(self, path: Path, *, whole: bool = True) -> bool:
+        """Whether a path, and the ``whole`` of what a folder holds, is in this folder, or may lead out of it."""
+        if self._links:
             return True
-        self._warn(f"{path} is a link that leads out of the folder and is left out.")
-        return False
+        links = [path] if path.is_symlink() else []
+        if whole and path.is_dir():
+            with contextlib.suppress(OSError):  # what cannot be listed cannot be read either
+                links += [Path(entry.path) for entry in os.scandir(path) if entry.is_symlink()]
+        for link in links:
+            # Not Path.resolve, which raises where a link leads to itself.
+            if not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(self.folder)):
+                self._warn(f"{path} is left out: {link.name} is a link that leads out of the studies folder.")
+                return False
+        return True
 
     def _can_be_id(self, image: str) -> bool:
         if not is_plain_id(image) and not image.startswith("."):

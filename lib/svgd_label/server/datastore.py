@@ -31,7 +31,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
     """``LocalDatastore`` as MONAI Label's endpoints know it; each read asks SQLite, each write is one transaction.
 
     What a client can mend comes back as ``fastapi.HTTPException`` with a sentence: 400 a label that does not fit,
-    404 an unknown image, 409 an image that must not be replaced, 507 no room to write.
+    404 an unknown image or a tag that leads elsewhere, 409 an image that must not be replaced, 507 no room to write.
 
     Args:
         studies: the folder with the images.
@@ -74,7 +74,7 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         try:
             for tag in (FINAL, ORIGINAL):
                 make_folder(self.studies.label_folder(tag))
-        except OSError as error:
+        except (OSError, UserError) as error:
             logger.warning("Labels cannot be saved in %s: %s.", self.studies.folder, error)
         # Watching begins before reading, so that nothing falls between the two.
         self._watcher = Watcher(self.studies, on_change) if auto_reload and not beside else None
@@ -220,6 +220,11 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
             raise self._unknown(image, upload)
         info = dictionary(label_info or {})
         content = _fingerprint(path)
+        try:
+            self.studies.label_folder(tag)
+        except UserError as error:
+            sentence = f"{error}, so nothing is saved there."
+            raise HTTPException(404, f"{sentence} {self._keep_refused(image, upload)}".strip()) from error
         try:
             converted = convert_label(
                 upload, info.get("label_info"), image=path, labels=self._task.labels, aliases=self._task.aliases

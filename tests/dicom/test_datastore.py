@@ -22,6 +22,7 @@ from tests.dicom.store import Open, instances, label_map, load, save, state
 from svgd_label.images import geometry
 from svgd_label.server.dicom.address import Address
 from svgd_label.server.dicom.datastore import DicomDatastore
+from svgd_label.server.dicom.mirror import INFO
 from svgd_label.server.dicom.orthanc import Orthanc
 from svgd_label.server.dicom.segmentation import read_segmentation
 from svgd_label.server.dicom.web import DicomServer
@@ -195,6 +196,38 @@ def test_a_lost_index_is_made_again_without_fetching(orthanc: Orthanc, open_stor
     again.mirror.synchronise()
     assert folder.stat().st_ino == before
     assert again.get_image_info(uid)["StudyInstanceUID"] == info["StudyInstanceUID"]
+
+
+@pytest.mark.parametrize("name", [*INFO, "NumberOfSeriesRelatedInstances"])
+def test_by_what_a_series_is_found_no_client_changes(
+    name: str, orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    before = store.get_image_info(uid)
+    with pytest.raises(
+        HTTPException, match=f"^400: {name} comes from the DICOM server and cannot be changed here"
+    ) as no:
+        store.update_image_info(uid, {name: "many", "colour": "red"})
+    assert no.value.status_code == 400
+    assert store.get_image_info(uid) == before
+    store.update_image_info(uid, {"colour": "red"})
+    assert store.get_image_info(uid) == {**before, "colour": "red"}
+
+
+@pytest.mark.parametrize("count", ["many", [3], 1e300])
+def test_a_stored_count_that_is_none_is_made_again(
+    count: object, orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    folder, info = Path(store.get_image_uri(uid)), store.get_image_info(uid)
+    before = folder.stat().st_ino
+    # As anybody could have written it with an earlier version.
+    store.studies.update_info(uid, {"NumberOfSeriesRelatedInstances": count, "StudyInstanceUID": "1.2.3"})
+    store.mirror.synchronise()
+    assert store.get_image_info(uid) == info
+    assert folder.stat().st_ino == before
 
 
 def test_images_are_stored_and_removed_on_the_dicom_server_only(

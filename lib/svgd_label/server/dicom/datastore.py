@@ -10,7 +10,7 @@ from svgd_label.pool import FINAL, Pool
 from svgd_label.server.answers import plain_tag
 from svgd_label.server.datastore import SafeDatastore
 from svgd_label.server.dicom.address import series_folder
-from svgd_label.server.dicom.mirror import Mirror
+from svgd_label.server.dicom.mirror import COUNT, INFO, Mirror
 from svgd_label.server.dicom.outbox import Outbox
 from svgd_label.server.dicom.takeover import Takeover
 from svgd_label.server.dicom.web import DicomServer
@@ -69,6 +69,15 @@ class DicomDatastore(SafeDatastore):
         """Begins to follow the server and to send; once, and in the serving process only."""
         self.mirror.start()
         self.outbox.start()
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """As ``SafeDatastore``, but for what the mirror wrote: by it viewers and the mirror find the series."""
+        for name in (*INFO, COUNT):
+            if isinstance(info, dict) and name in info:
+                raise HTTPException(
+                    400, f"{name} comes from the DICOM server and cannot be changed here: leave it out."
+                )
+        super().update_image_info(image_id, info)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Refused: the images are the server's."""

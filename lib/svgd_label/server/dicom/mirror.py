@@ -24,7 +24,8 @@ INFO = ("Modality", "StudyDate", "PatientID", "StudyInstanceUID", "SeriesInstanc
 """What a viewer needs to find the series; OHIF's panel jumps by it."""
 LOOK_SECONDS = 60
 """Between two questions to the server; less where MONAI Label's setting for its lists is less."""
-_COUNT = "NumberOfSeriesRelatedInstances"
+COUNT = "NumberOfSeriesRelatedInstances"
+"""Beside them: by it a series that has changed on the server is known."""
 _NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "KO", "PR", "REG", "FID", "DOC", "AU", "ECG")
 _ANNOUNCE_SECONDS = 10.0
 _LONGEST_PAUSE = 3600.0
@@ -152,17 +153,17 @@ class Mirror:
         """Series that are here, with the number of instances that was announced when they were fetched."""
         found = {}
         for row in self._studies.database.connection.execute(
-            f"SELECT image, json_extract(info, '$.{_COUNT}') AS count FROM images WHERE present = 1 AND ext = ''"
+            f"SELECT image, json_extract(info, '$.{COUNT}') AS count FROM images WHERE present = 1 AND ext = ''"
         ):
             uid = row["image"]
             if not is_uid(uid):
                 continue
-            if row["count"] is None:  # the index was lost and made again from the files
+            if isinstance(row["count"], int):
+                found[uid] = row["count"]
+            else:  # the index was lost and made again from the files, or a client of an earlier version wrote there
                 with contextlib.suppress(OSError, ValueError):
                     self._describe(uid, None)
                 found[uid] = len(list((self._studies.folder / uid).glob("*.dcm")))
-            else:
-                found[uid] = int(row["count"])
         return found
 
     def _is_due(self, series: Series) -> bool:
@@ -210,7 +211,7 @@ class Mirror:
         files = sorted((self._studies.folder / uid).glob("*.dcm"))
         head = pydicom.dcmread(files[0], stop_before_pixels=True, specific_tags=list(INFO))
         info = {name: str(head.get(name) or "") for name in INFO}
-        self._studies.update_info(uid, {**info, _COUNT: len(files) if instances is None else instances})
+        self._studies.update_info(uid, {**info, COUNT: len(files) if instances is None else instances})
 
     def _withdraw(self, uid: str) -> bool:
         make_folder(self._incoming)

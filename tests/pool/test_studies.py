@@ -141,6 +141,38 @@ def test_another_file_under_the_same_name_is_another_image(studies: Studies, fol
     assert images(studies) == ["a"]
 
 
+def test_a_label_whose_image_has_become_another_is_kept_and_said_to_be_one_to_look_at(
+    studies: Studies, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sentence = "its file has changed since its label was saved: look at the label again"
+
+    def told() -> tuple[bool, str | None]:
+        return studies.pool.overview.image_state("a")["image_changed"], studies.pool.overview.row("a").why
+
+    put(folder / "a.nii")
+    put(folder / "labels/final/a.nii.gz", "label")
+    studies.reconcile()
+    studies.pool.inferred("a", 3)
+    assert told() == (False, None)
+    put(folder / "a.nii", "another patient")
+    studies.reconcile()
+    assert told() == (True, sentence)
+    assert [message for message in caplog.messages if sentence in message] == [f"a: {sentence}."]
+    assert studies.pool.labelled() == ["a"], "perhaps only its header was mended"
+    store = LabelStore(studies)
+    file = store.incoming("final")
+    file.write_text("a label of the new file")
+    version = store.save("a", "final", file, info={}, client=None, model_version=None)
+    assert version is not None
+    assert version.model_version is None, "what was proposed was proposed for the old file"
+    assert told() == (False, None)
+    put(folder / "a.nii", "a study that was")
+    put(folder / "labels/final/a.nii.gz", "copied back as a whole")
+    studies.reconcile()
+    assert told() == (False, None)
+    assert len([message for message in caplog.messages if sentence in message]) == 1
+
+
 def test_the_old_index_is_read_once_and_left_alone(studies: Studies, folder: Path) -> None:
     put(folder / "a.nii")
     put(folder / "labels/final/a.nii.gz")

@@ -19,6 +19,11 @@ _STATUS = """
     WHEN i.labelled AND i.validation IS 1 THEN 'validation' WHEN i.labelled THEN 'labelled'
     WHEN l.client IS NOT NULL THEN 'leased' ELSE 'unlabelled' END
 """
+# A label that is saved brings an info of its own, without this mark.
+_IMAGE_CHANGED = """
+    EXISTS (SELECT 1 FROM labels WHERE image = i.image AND tag = 'final' AND json_extract(info, '$.image_changed') = 1)
+"""
+IMAGE_CHANGED: Final = "its file has changed since its label was saved: look at the label again"
 _FROM = f"""
     FROM images i LEFT JOIN ranking r ON r.image = i.image
     LEFT JOIN leases l ON l.image = i.image AND {ALIVE}
@@ -26,7 +31,8 @@ _FROM = f"""
 _WHERE = "WHERE i.present = 1 AND (:search = '' OR instr(lower(i.image), lower(:search)))"
 _ROW = f"""
     SELECT i.image, i.fingerprint, json_extract(i.info, '$.StudyInstanceUID') AS study, {_STATUS} AS status,
-    COALESCE(i.flagged, i.unusable, CASE WHEN i.labelled THEN NULL ELSE l.client END) AS why, i.frequency,
+    COALESCE(i.flagged, i.unusable,
+        CASE WHEN NOT i.labelled THEN l.client WHEN {_IMAGE_CHANGED} THEN '{IMAGE_CHANGED}' END) AS why, i.frequency,
     CASE WHEN i.open THEN i.queue_position END AS queue_position, i.rank, r.score, r.entropy, r.mutual_information,
     EXISTS (SELECT 1 FROM codes c WHERE c.image = i.image AND c.fingerprint = i.fingerprint) AS coded
     {_FROM} WHERE i.image = :image
@@ -123,7 +129,7 @@ class Overview:
         """``image_state`` of some images, or of all."""
         leased = self._next.leased()
         select = (
-            "SELECT i.*, r.version AS ranked_by, r.score, r.entropy, r.mutual_information "
+            f"SELECT i.*, r.version AS ranked_by, r.score, r.entropy, r.mutual_information, {_IMAGE_CHANGED} AS changed "
             "FROM images i LEFT JOIN ranking r USING (image) WHERE i.present = 1"
         )
         rows: Iterable[sqlite3.Row]
@@ -139,6 +145,7 @@ class Overview:
             row["image"]: {
                 "labelled": bool(row["labelled"]),
                 "validation": bool(row["validation"]),
+                "image_changed": bool(row["changed"]),
                 "frequency": row["frequency"],
                 "unusable": row["unusable"],
                 "flagged": row["flagged"],

@@ -219,11 +219,21 @@ class Scores:
         return values
 
     def content_changed(self, image: str) -> None:
-        """The image's file is another: its scores, codes, information, rank and mark "unusable" are void."""
+        """The image's file is another: its scores, codes, information, rank, proposal and mark "unusable" are void.
+
+        Its label is not, since files are also touched and headers mended; but it is marked as one to look at.
+        """
         with self.database.transaction() as connection:
             for table in ("scores", "codes", "mutual_information", "ranking"):
                 connection.execute(f"DELETE FROM {table} WHERE image = ?", (image,))
             connection.execute("DELETE FROM mutual_information WHERE partner = ?", (image,))
             connection.execute(
-                "UPDATE images SET unusable = NULL, rank = NULL, queue_position = NULL WHERE image = ?", (image,)
+                "UPDATE images SET unusable = NULL, rank = NULL, queue_position = NULL, inferred_version = NULL "
+                "WHERE image = ?",
+                (image,),
+            )
+            connection.execute(
+                "UPDATE labels SET info = json_set(info, '$.image_changed', json('true')) "
+                "WHERE image = ? AND tag = 'final'",
+                (image,),
             )

@@ -22,6 +22,7 @@ from svgd_label.pool.files import (
     remove_leftovers,
     split_extension,
 )
+from svgd_label.pool.overview import IMAGE_CHANGED
 from svgd_label.pool.pool import Pool
 
 logger = logging.getLogger(__name__)
@@ -111,10 +112,14 @@ class Studies:
         if not images and not labels:
             return 0
         with self.database.transaction() as connection:
-            changed = sum(self._check_image(connection, image) for image in images)
+            replaced: list[str] = []
+            changed = sum(self._check_image(connection, image, replaced) for image in images)
             finals: list[str] = []
             changed += sum(self._check_label(connection, tag, image, finals) for tag, image in labels)
             self.pool.labels_found(finals)
+            for image in replaced:
+                if self.pool.overview.image_state(image)["image_changed"]:
+                    logger.warning("%s: %s.", image, IMAGE_CHANGED)
         return changed
 
     def remove_leftovers(self) -> None:
@@ -191,7 +196,7 @@ class Studies:
                     yield tag, image
         yield from known
 
-    def _check_image(self, connection: sqlite3.Connection, image: str) -> bool:
+    def _check_image(self, connection: sqlite3.Connection, image: str, replaced: list[str]) -> bool:
         row = connection.execute("SELECT name, fingerprint, present FROM images WHERE image = ?", (image,)).fetchone()
         file = self._find_image(image, known_folder=row is not None and row["name"] == image)
         if file is None:
@@ -216,6 +221,7 @@ class Studies:
         if (row["name"], row["fingerprint"]) != (file.name, file.fingerprint):
             logger.info("The file of the image %s is another one.", image)
             self.pool.content_changed(image)
+            replaced.append(image)
         return True
 
     def _check_label(self, connection: sqlite3.Connection, tag: str, image: str, finals: list[str]) -> bool:

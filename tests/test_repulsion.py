@@ -198,6 +198,11 @@ def test_a_finished_run_is_not_run_again_and_all_are_drawn(tiny: Task, data: Pat
     draw(runs, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
     assert table(runs).count("\n") == 2 + 3
+    study(tiny.model_copy(update={"steps": 8}), data, tmp_path, arms=["svgd"], seeds=[101], volumes=2, dev=2)
+    runs = repulsion.read(tmp_path / "runs.jsonl")
+    assert "| tiny, 4 steps, 2 volumes | svgd | 1 |" in table(runs)
+    assert "| tiny, 8 steps, 2 volumes | svgd | 1 |" in table(runs)
+    draw(runs, tmp_path / "figure.png")
 
 
 def test_another_network_or_number_of_volumes_to_measure_on_is_another_run(

@@ -68,7 +68,8 @@ class Progress:
 
 @dataclass
 class TrainingResult:
-    """What a training did. ``unusable`` maps the ids of cases that were passed over to the reason."""
+    """What a training did. ``unusable`` maps the ids of cases that were passed over to the reason, ``away`` names those
+    whose files could not be read at that moment."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -76,6 +77,7 @@ class TrainingResult:
     distance: float = 0.0
     validation_dice: tuple[float | None, ...] | None = None
     unusable: dict[str, str] = field(default_factory=dict)
+    away: list[str] = field(default_factory=list)
     stopped_early: bool = False
 
 
@@ -197,6 +199,8 @@ def _prepare(task: Task, case: Case, result: TrainingResult) -> dict[str, torch.
         logger.warning("passed over in training: %s", error)
         if Path(case.label).is_file():  # a label that was deleted meanwhile says nothing of its image
             result.unusable[case.id] = str(error)
+        if error.passing:
+            result.away.append(case.id)
         return None
 
 

@@ -32,7 +32,16 @@ UP, DOWN, OPEN, FEW = [0.02, 0.01, 0.03], [-0.02, -0.03, -0.01], [0.01, -0.01, 0
         (arm(UP, UP, {"random": 0.01, "clasp_pe": 0.02}), "ours beats random and clasp_pe."),
         (arm(UP, OPEN, {"random": 0.01, "clasp_pe": 0.2}), "ours beats random but is not shown to beat clasp_pe."),
         (arm(UP, FEW, {"random": 0.01}), "ours beats random; it shares too few seeds with clasp_pe for a claim."),
-        (arm(DOWN, UP, {"random": 0.01, "clasp_pe": 0.01}), "ours is worse than random, though it beats clasp_pe."),
+        (arm(UP, DOWN, {"random": 0.01, "clasp_pe": 0.01}), "ours beats random but is worse than clasp_pe."),
+        (arm(UP, DOWN, {"random": 0.01, "clasp_pe": 0.06}), "ours beats random but is not shown to beat clasp_pe."),
+        (
+            arm(DOWN, UP, {"random": 0.01, "clasp_pe": 0.01}),
+            "ours is worse than random but beats clasp_pe; no other arm is shown to beat random.",
+        ),
+        (
+            arm(OPEN, DOWN, {"random": 0.2, "clasp_pe": 0.01}),
+            "ours is not shown to beat random and is worse than clasp_pe; no other arm is shown to beat random.",
+        ),
         (arm(None, OPEN, {"clasp_pe": 0.2}), "ours is not shown to beat clasp_pe."),
         (
             arm(FEW, [-0.01, None, None]),
@@ -62,14 +71,15 @@ def test_the_first_line_says_so_if_nothing_beats_random(random: list[float | Non
     ours = arm(random, None, {"random": p})
     # What was run with few seeds only is not said to be no better.
     found = conclude(summary(ours=ours, other=arm(OPEN), few=arm(FEW), random=arm()), "ours")
-    assert found == f"ours {verdict}, and no arm is shown to beat it."
+    assert found == f"ours {verdict}; no other arm is shown to beat random."
     assert beaten(ours) == []
 
 
 def test_an_arm_that_was_not_the_claim_is_named_but_claims_nothing() -> None:
     found = conclude(summary(ours=arm(OPEN, None, {"random": 0.2}), other=arm(UP), random=arm()), "ours")
     assert found == (
-        "ours is not shown to beat random; other did, which was not the claim and needs other seeds to be shown."
+        "ours is not shown to beat random; of the others, other has an interval above random, but was not the claim: "
+        "that needs other seeds."
     )
 
 
@@ -88,10 +98,14 @@ def test_the_figures_stand_behind_the_sentence() -> None:
 
 
 def test_the_price_of_a_gain_in_trainings_and_where_an_arm_was_cut_off_are_said() -> None:
-    ours = arm(UP, None, {"random": 0.012}, distinct=(10, 10, 11, 11))
-    found = evidence(summary(ours=ours, random=arm()), "ours")
+    ours = arm(UP, UP, {"random": 0.012, "clasp_pe": 0.012}, distinct=(10, 10, 11, 11))
+    ours["raw"]["distinct"].append([10, 11, 11, 12])
+    found = evidence(summary(ours=ours, random=arm(), clasp_pe=arm(distinct=(10, 10, 10, 10))), "ours")
     assert found is not None
     assert found.endswith(
         ". For that it trained 4 times, random 3: training more often gains Dice too. "
-        "It was cut off at 11 volumes or later, and its last Dice stands for the rest."
+        "ours was cut off in 1 of 2 seeds, at 11 volumes; its last Dice stands for the rest. "
+        "clasp_pe was cut off in 1 of 1 seeds, at 10 volumes; its last Dice stands for the rest."
     )
+    behind = arm(DOWN, None, {"random": 0.012}, distinct=(10, 11, 11, 12))
+    assert "trained" not in str(evidence(summary(ours=behind, random=arm()), "ours"))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from rich.console import Console
 from tests.conftest import ROOT
+from tests.experiments.conftest import saturate, small_experiment
 from typer.testing import CliRunner
 
 from svgd_label.cli import app
 from svgd_label.errors import UserError
-from svgd_label.experiments.experiment import load_experiment
-from svgd_label.experiments.progress import table, trainings_left
+from svgd_label.experiments.experiment import Experiment, load_experiment
+from svgd_label.experiments.progress import estimate, table, trainings_left
 from svgd_label.experiments.replay import jobs
 from svgd_label.experiments.run import Run
 from svgd_label.svgd import phi
@@ -53,6 +54,13 @@ def test_a_dry_run_counts_the_trainings_and_leaves_nothing(tmp_path: Path, file:
     assert "6 scorings of 10 volumes" in result.output
     assert "up to 4 each" in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_passes_over_a_volume_that_the_run_passes_over(tmp_path: Path) -> None:
+    fields = small_experiment(tmp_path)
+    saturate(fields)
+    run = Run.plan(tmp_path / "run", Experiment.model_validate(fields))
+    assert "10 trainings of" in estimate(run, jobs(run, run.arms, [7]), 1)
 
 
 @pytest.mark.parametrize(

@@ -169,9 +169,11 @@ def test_a_volume_that_cannot_be_read_for_a_moment_ends_the_arm_and_changes_no_p
 ) -> None:
     run = Run.plan(tmp_path / "run", load_experiment(str(file), {"arms": ["entropy_mi_delete"]}))
     begun, arm = jobs(run, run.arms, [7])[:-1]
-    run_here(run, [begun])
-    away = next(case for case in run.cases["pool"] if case.id not in run.initial_labels(7))
     opened = files.open_volume
+    first, away = (
+        next(case for case in run.cases["pool"] if (case.id in run.initial_labels(7)) == initial)
+        for initial in (True, False)
+    )
 
     def stale(path: Path) -> files.Volume:
         if path == Path(away.image):
@@ -179,8 +181,14 @@ def test_a_volume_that_cannot_be_read_for_a_moment_ends_the_arm_and_changes_no_p
         return opened(path)
 
     with monkeypatch.context() as patch:
+        away, other = first, away
         patch.setattr("svgd_label.images.open_volume", stale)
-        with pytest.raises(ExperimentError, match=f"cannot be scored at present, start again: {away.id};"):
+        with pytest.raises(ExperimentError, match=f"cannot be read at present, start again: {first.id};"):
+            run_here(run, [begun])
+        assert not run.initial_track(arm.arm, 7).committee.exists()
+        away = other
+        run_here(run, [begun])
+        with pytest.raises(ExperimentError, match=f"cannot be read at present, start again: {away.id};"):
             run_here(run, [arm])
     assert steps(run.folder, "entropy_mi_delete") == []
     run_here(run, [arm])

@@ -7,12 +7,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from tests.experiments.conftest import line, steps
 from typer.testing import CliRunner
 
 from svgd_label.cli import app
 from svgd_label.experiments.experiment import ExperimentError
+from svgd_label.experiments.figures import AGAIN, FIRST, picks
 from svgd_label.experiments.findings import Findings
 from svgd_label.experiments.report import write_report
 from svgd_label.experiments.run import Run
@@ -87,7 +90,33 @@ def test_the_table_in_markdown_has_a_row_for_each_arm(run: Run, tmp_path: Path) 
         ]
         against = entry["vs_random"]
         assert row[3] == ("–" if against is None else "{:+.4f} ({:+.4f} to {:+.4f})".format(*against).replace("-", "−"))
-    assert rows[0][4:] == ["not reached", "20", "2 |"]
+    assert [row[4].split(" ")[0] for row in rows] == ["–", "−0.0450", f"{-arms['entropy_mi']['vs_clasp_pe'][0]:+.4f}"]
+    assert rows[0][5:] == ["not reached", "20", "2 |"]
+
+
+def test_arms_with_other_seeds_are_told_apart_from_those_that_compare(run: Run, tmp_path: Path) -> None:
+    apart = "areas of arms with other seeds do not compare"
+    page = Page(write_report(run, tmp_path))
+    assert apart in (tmp_path / "table.md").read_text()
+    assert "Arms with other seeds do not compare by their areas" in page.text
+    assert "clasp_pe, 5 seeds" in (tmp_path / "labels.svg").read_text()
+    track = run.track("clasp_pe", 0)
+    track.append({**track.steps()[-1], "last": True})
+    page = Page(write_report(run, tmp_path))
+    assert apart not in (tmp_path / "table.md").read_text()
+    assert "Arms with other seeds" not in page.text
+    assert "5 seeds" not in (tmp_path / "labels.svg").read_text()
+
+
+def test_a_number_of_labels_that_not_all_seeds_came_to_is_marked(run: Run, tmp_path: Path) -> None:
+    for seed in range(6):
+        run.track("full", seed).append(line(2, 160, 0.8, last=True))
+        track = run.track("clasp_pe", seed)
+        track.append(line(4, 15 if seed else 11, 0.83, last=True))
+    write_report(run, tmp_path)
+    row = next(row for row in (tmp_path / "table.md").read_text().splitlines() if row.startswith("| `clasp_pe`"))
+    assert row.split(" | ")[5:7] == ["15 \\*", "11"]
+    assert "\\* Not all seeds came so far" in (tmp_path / "table.md").read_text()
 
 
 def test_one_seed_allows_no_claim_and_the_page_says_what_is_what(written: Path) -> None:
@@ -126,7 +155,7 @@ def test_what_stopped_short_and_what_has_not_ended_is_named(run: Run, tmp_path: 
     assert "clasp_pe, seed 0, stopped short" not in text
     table = text[text.index("volumes to 99 %") : text.index("* A seed of this arm was cut off")]
     assert table.count("*") == 1  # at the end of clasp_pe
-    assert "Not finished, and not in this report: clasp_pe (seed 0)" in text
+    assert "Not run, or not to the end, and so not in this report: clasp_pe with seed 0." in text
     assert "The level of not looking at the image is left out: /nowhere/splits.json: cannot be read" in text
 
 
@@ -155,6 +184,16 @@ def test_picks_are_counted_over_seeds(run: Run) -> None:
     found = Findings(run, Path("/nowhere"))
     assert sorted(found.often("entropy_mi", 5)) == [("b", 6, 0), ("c", 0, 6)]
     assert found.often("clasp_pe", 5) == []
+
+
+def test_a_volume_that_seeds_labelled_or_repeated_has_the_mixed_colour() -> None:
+    seeds = [[{"queued": ["a"]}], [{"queued": ["a"]}], [{"repeated": ["a"]}], [{"repeated": ["b"]}]]
+    shades = picks({"arm": seeds}, ["a", "b", "c"]).axes[0].images[0].get_array()
+    assert shades is not None
+    first, again = (np.array(to_rgb(colour)) for colour in (FIRST, AGAIN))
+    np.testing.assert_allclose(shades[0, 0], [*((2 * first + again) / 3), 0.3 + 0.7 * 3 / 4])
+    np.testing.assert_allclose(shades[0, 1], [*again, 0.3 + 0.7 / 4])
+    assert shades[0, 2, 3] == 0
 
 
 def test_text_of_the_run_is_text_on_the_page(run: Run, tmp_path: Path) -> None:

@@ -122,9 +122,19 @@ def test_the_first_budget_with_99_percent_is_that_of_the_mean_curve(run: Run) ->
     # The mean ends at 0.8865: 0.891 it never reaches, though single seeds do.
     assert max(dice[-1] for dice in found["clasp_pe"]["dice"]) == pytest.approx(0.891)
     assert found["clasp_pe"]["distinct_to_99"] is None
-    run.track("full", 0).append(line(2, 160, 0.9 - 6 * 0.05, last=True))
+    run.track("full", 1).append(line(2, 160, 0.9 - 5 * 0.05, last=True))
     again = summarise(run)
-    assert again["full_data_dice"] == pytest.approx(0.85)
-    # 99 % are 0.8415, between 14 (0.8112) and 15 (0.885 or so); 100 % as well.
+    assert again["full_data_dice"] == pytest.approx(0.9 - 0.25 / 6)
+    # Of its own five seeds: 0.85, of which 99 % are 0.8415, between 14 (0.8112) and 15 (0.885 or so); 100 % as well.
     assert (again["arms"]["clasp_pe"]["distinct_to_99"], again["arms"]["clasp_pe"]["distinct_to_100"]) == (15, 15)
     assert again["arms"]["entropy_mi"]["distinct_to_99"] is None
+
+
+def test_a_share_of_all_labels_is_of_the_same_seeds(run: Run) -> None:
+    run.track("full", 0).append(line(2, 160, -0.1, last=True))  # of a seed that clasp_pe has not
+    found = summarise(run)["arms"]
+    assert found["clasp_pe"]["distinct_to_99"] is None
+    assert found["entropy_mi"]["distinct_to_99"] == 20  # it ends at 0.745, and 99 % of (5 * 0.9 - 0.1) / 6 are 0.726
+    (run.folder / "full" / "seed-3" / "steps.jsonl").unlink()
+    found = summarise(run)["arms"]
+    assert found["entropy_mi"]["distinct_to_99"] is None  # whose level is not known yet

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from svgd_label.experiments.statistics import BASELINES, SEEDS_FOR_INTERVALS
+from svgd_label.experiments.experiment import BASELINES
+from svgd_label.experiments.statistics import SEEDS_FOR_INTERVALS
 
 LEVEL = 0.05
 
@@ -15,6 +16,12 @@ def beaten(arm: Mapping[str, Any]) -> list[str]:
     """
     p = arm["p_holm"] or {}
     return [name for name in BASELINES if p.get(name, 1.0) < LEVEL and arm[f"vs_{name}"][1] > 0]
+
+
+def _behind(arm: Mapping[str, Any]) -> list[str]:
+    """The baselines that are ahead of it, by the same rule."""
+    p = arm["p_holm"] or {}
+    return [name for name in BASELINES if p.get(name, 1.0) < LEVEL and arm[f"vs_{name}"][2] < 0]
 
 
 def conclude(summary: Mapping[str, Any], claimed: str | None) -> str:
@@ -36,21 +43,26 @@ def conclude(summary: Mapping[str, Any], claimed: str | None) -> str:
     tested = [name for name in compared if name in (arm["p_holm"] or {})]
     if not tested:
         return f"No claim can be made with fewer than {SEEDS_FOR_INTERVALS} seeds; so far, {_so_far(arm, claimed)}."
-    won = beaten(arm)
-    lost = [name for name in tested if name not in won]
-    untested = [name for name in compared if name not in tested]
-    few = f"; it shares too few seeds with {_listed(untested)} for a claim" if untested else ""
-    if "random" in lost:
+    verdicts = {
+        "beats {}": (beaten(arm), "and"),
+        "is worse than {}": (_behind(arm), "and"),
+        "is not shown to beat {}": ([n for n in tested if n not in (*beaten(arm), *_behind(arm))], "or"),
+    }
+    parts = [(words.format(_listed(names, last)), names) for words, (names, last) in verdicts.items() if names]
+    parts.sort(key=lambda part: "random" not in part[1])  # what it is against chance comes first
+    but = "but" if len(parts) == 2 and beaten(arm) else "and"
+    verdict = f"{claimed} {_listed([words for words, _ in parts], but)}"
+    if untested := [name for name in compared if name not in tested]:
+        verdict += f"; it shares too few seeds with {_listed(untested)} for a claim"
+    if "random" in tested and "random" not in beaten(arm):
         others = [name for name, other in arms.items() if name != claimed and _above_random(other)]
-        though = f", though it beats {_listed(won)}" if won else ""
-        none = ", and no arm is shown to beat it" if not others and not won else ""
-        hint = f"; {_listed(others)} did, which was not the claim and needs other seeds to be shown" if others else ""
-        worse = arm["vs_random"][2] < 0
-        verdict = f"is {'worse than' if worse else 'not shown to beat'} random{none}"
-        return f"{claimed} {verdict}{though}{hint}{few}."
-    parts = [f"beats {_listed(won)}"] if won else []
-    parts += [f"is not shown to beat {_listed(lost, 'or')}"] if lost else []
-    return f"{claimed} {' but '.join(parts)}{few}."
+        verdict += (
+            f"; of the others, {_listed(others)} {'has' if len(others) == 1 else 'have'} an interval above random, but "
+            f"{'was' if len(others) == 1 else 'were'} not the claim: that needs other seeds"
+            if others
+            else "; no other arm is shown to beat random"
+        )
+    return f"{verdict}."
 
 
 def evidence(summary: Mapping[str, Any], claimed: str | None) -> str | None:
@@ -68,20 +80,30 @@ def evidence(summary: Mapping[str, Any], claimed: str | None) -> str | None:
     first, last = summary["budget"][0], summary["budget"][-1]
     sentences = [f"Between {first} and {last} labelled volumes, the mean Dice of {claimed} is {_listed(said)}."]
     trainings = {name: _trainings(arms[name]) for name in (claimed, *_compared(arm))}
-    if trainings[claimed] > max(trainings[name] for name in _compared(arm)):
-        others = _listed([f"{name} {trainings[name]:.3g}" for name in _compared(arm)])
+    cheaper = [n for n in _compared(arm) if arm[f"vs_{n}"][0] > 0 and trainings[n] < trainings[claimed]]
+    if cheaper:
+        others = _listed([f"{name} {trainings[name]:.3g}" for name in cheaper])
         sentences.append(
             f"For that it trained {trainings[claimed]:.3g} times, {others}: training more often gains Dice too."
         )
-    reached = [distinct[-1] for distinct in arm["raw"]["distinct"]]
-    if min(reached) < last:
-        sentences.append(f"It was cut off at {min(reached)} volumes or later, and its last Dice stands for the rest.")
+    for compared in trainings:
+        ends = [distinct[-1] for distinct in arms[compared]["raw"]["distinct"]]
+        if short := [end for end in ends if end < last]:
+            sentences.append(
+                f"{compared} was cut off in {len(short)} of {len(ends)} seeds, at {_range(short)} volumes; "
+                "its last Dice stands for the rest."
+            )
     return " ".join(sentences)
 
 
 def _trainings(arm: Mapping[str, Any]) -> float:
     counts = [len(steps) for steps in arm["raw"]["trainings"]]
     return sum(counts) / len(counts)
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _compared(arm: Mapping[str, Any]) -> list[str]:

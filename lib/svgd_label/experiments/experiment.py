@@ -17,6 +17,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = yaml.safe_load(
 )
 FULL, INITIAL = "full", "initial"
 """Folders of the full-data reference and of the committees that a seed's arms begin with; no arm is called so."""
+BASELINES = ("random", "random_foreground", "clasp_pe")
+"""What every arm is compared with: arms of these names, which are these strategies as they are."""
+NOT_IN_A_REPLAY = {"validation", "max_minutes"}
+"""Fields of a task that only a server reads: experiments keep no label back and end by steps."""
 
 
 class ExperimentError(UserError):
@@ -53,8 +57,12 @@ class Arm(_Strict):
 
     @model_validator(mode="after")
     def _folder(self) -> Self:
-        if self.name == FULL or self.name.startswith(INITIAL):
+        if self.name in (FULL, "lock", "report") or self.name.startswith(INITIAL):
             raise ValueError(f"no arm can be called {self.name!r}: a folder of the run is")
+        if self.name in BASELINES and (self.strategy, self.repeat, self.task) != (self.name, None, {}):
+            raise ValueError(f"{self.name!r} is the baseline of that name: call an arm that differs otherwise")
+        if unread := sorted(NOT_IN_A_REPLAY & self.task.keys()):
+            raise ValueError(f"{self.name}: {' and '.join(unread)} mean nothing in a replay, leave them out")
         return self
 
 

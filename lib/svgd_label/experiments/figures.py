@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from svgd_label.experiments.statistics import BASELINES, Vector, aubc
+from svgd_label.experiments.experiment import BASELINES
+from svgd_label.experiments.statistics import Vector, areas_of, paired
 
 INK = "#1b1c1d"
 """Of text and axes: in the page it becomes the colour of the page's text."""
@@ -76,10 +78,12 @@ def over_labels(summary: Mapping[str, Any], *, floor: float | None, mark: float 
     """
     figure, axes = _curves(len(summary["arms"]))
     budgets = summary["budget"]
+    uneven = len({len(found["seeds"]) for found in summary["arms"].values()}) > 1
     for arm, look in looks(list(summary["arms"])).items():
         found = summary["arms"][arm]
         reached = min(distinct[-1] for distinct in found["raw"]["distinct"])
-        _band(axes, budgets, np.array(found["dice"]), arm, look, measured=reached - budgets[0] + 1)
+        label = f"{arm}, {len(found['seeds'])} seeds" if uneven else arm
+        _band(axes, budgets, np.array(found["dice"]), label, look, measured=reached - budgets[0] + 1)
     axes.set(xlabel="distinct labelled volumes", ylabel="mean Dice on the held-out volumes")
     full = summary["full_data_dice"]
     if full is not None:
@@ -121,11 +125,7 @@ def over_trainings(summary: Mapping[str, Any], full: Sequence[Sequence[float]]) 
 
 def differences(summary: Mapping[str, Any]) -> Figure | None:
     """Every arm minus each baseline in area under the curve: mean, its interval, and a ring for each seed."""
-    arms, budgets = summary["arms"], summary["budget"]
-    areas = {
-        arm: {seed: aubc(values, budgets) for seed, values in zip(found["seeds"], found["dice"], strict=True)}
-        for arm, found in arms.items()
-    }
+    arms, areas = summary["arms"], areas_of(summary)
     rows = {b: [arm for arm in arms if arms[arm][f"vs_{b}"]] for b in BASELINES}
     rows = {baseline: members for baseline, members in rows.items() if members}
     if not rows:
@@ -138,7 +138,7 @@ def differences(summary: Mapping[str, Any]) -> Figure | None:
         for row, arm in enumerate(members):
             colour = looks(list(arms))[arm]["color"]
             mean, low, high = arms[arm][f"vs_{baseline}"]
-            single = [areas[arm][seed] - areas[baseline][seed] for seed in areas[arm] if seed in areas[baseline]]
+            single = list(paired(areas, arm, baseline).values())
             panel.plot(single, [row] * len(single), "o", mfc="none", mec=colour, markersize=4, alpha=0.7)
             if low is not None:
                 panel.plot([low, high], [row, row], color=colour, linewidth=2)
@@ -180,10 +180,9 @@ def picks(steps: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], pool: Sequ
 def _strip(axes: Axes, first: Vector, again: Vector, seeds: int) -> None:
     """One arm's picks, (steps, volumes) each."""
     shades = np.zeros((*first.shape, 4))
-    for counts, colour in ((first, FIRST), (again, AGAIN)):
-        rgb = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        shades[counts > 0, :3] = rgb
     both = first + again
+    for counts, colour in ((first, FIRST), (again, AGAIN)):  # where some seeds did this and others that, mixed
+        shades[..., :3] += (counts / np.maximum(both, 1))[..., None] * to_rgb(colour)
     shades[..., 3] = np.where(both > 0, 0.3 + 0.7 * both / seeds, 0)
     axes.imshow(
         shades.clip(0, 1), aspect="auto", interpolation="none", extent=(0.5, both.shape[1] + 0.5, len(both) + 0.5, 0.5)

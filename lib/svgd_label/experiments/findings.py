@@ -14,10 +14,17 @@ import numpy as np
 from svgd_label.errors import UserError
 from svgd_label.experiments.conclusion import beaten
 from svgd_label.experiments.dataset import Dataset
-from svgd_label.experiments.experiment import FULL
+from svgd_label.experiments.experiment import BASELINES, FULL
 from svgd_label.experiments.floor import floor
 from svgd_label.experiments.run import Run
-from svgd_label.experiments.statistics import BASELINES, areas_by_volume, aubc, bootstrap, summarise
+from svgd_label.experiments.statistics import (
+    areas_by_volume,
+    areas_of,
+    bootstrap,
+    interval,
+    paired,
+    summarise,
+)
 
 PAPER = {"hippocampus": 0.2269, "pancreas": 0.4885}
 """Share of the data with which the paper (Nath et al., IEEE TMI 2020) reached the accuracy of all labels."""
@@ -120,7 +127,7 @@ class Findings:
                 if entry[f"vs_{baseline}"] is None:
                     continue
                 mean, low, high = entry[f"vs_{baseline}"]
-                seeds = [seed for seed in entry["seeds"] if seed in self._areas[baseline]]
+                seeds = paired(self._areas, arm, baseline)
                 apart = [self._by_volume[arm][seed] - self._by_volume[baseline][seed] for seed in seeds]
                 found.append(
                     Comparison(
@@ -136,15 +143,27 @@ class Findings:
                 )
         return found
 
+    def minus_claimed(self, arm: str) -> tuple[float, tuple[float, float] | None] | None:
+        """An arm minus the claimed one, in area under the curve, over the seeds that both have: mean and interval."""
+        if self.claimed is None or self.claimed == arm or self.claimed not in self._areas:
+            return None
+        values = np.array(list(paired(self._areas, arm, self.claimed).values()))
+        return (float(values.mean()), interval(values)) if len(values) else None
+
+    @property
+    def seeds_differ(self) -> bool:
+        """Whether some arms have seeds that others have not."""
+        return len({tuple(areas) for areas in self._areas.values()}) > 1
+
     def wins(self) -> dict[str, dict[str, tuple[int, int] | None]]:
         """In how many of the common seeds an arm's area is above another's: arm -> other -> (won, seeds)."""
         matrix: dict[str, dict[str, tuple[int, int] | None]] = {}
-        for arm, own in self._areas.items():
+        for arm in self._areas:
             matrix[arm] = {}
-            for other, areas in self._areas.items():
-                both = [seed for seed in own if seed in areas]
-                won = sum(own[seed] > areas[seed] for seed in both)
-                matrix[arm][other] = None if arm == other or not both else (won, len(both))
+            for other in self._areas:
+                apart = paired(self._areas, arm, other).values()
+                won = sum(difference > 0 for difference in apart)
+                matrix[arm][other] = None if arm == other or not apart else (won, len(apart))
         return matrix
 
     def at_budget(self, arm: str, budget: int) -> float:
@@ -161,14 +180,13 @@ class Findings:
             if steps[-1]["distinct"] < self.run.budget
         ]
 
-    def missing(self) -> list[tuple[str, int]]:
-        """(arm, seed) that have not ended."""
-        return [
-            (arm, seed)
+    def missing(self) -> dict[str, list[int]]:
+        """Arm -> the seeds of the run that it has not, or not to its end."""
+        seeds = {
+            arm: [seed for seed in self.run.config["seeds"] if seed not in self.steps.get(arm, {})]
             for arm in self.run.arms
-            for seed in self.run.config["seeds"]
-            if seed not in self.steps.get(arm, {})
-        ]
+        }
+        return {arm: missing for arm, missing in seeds.items() if missing}
 
     def unusable(self) -> dict[str, str]:
         """Volumes that could not be used, and why."""
@@ -180,6 +198,11 @@ class Findings:
     def computed_by(self, key: Literal["hardware", "package"]) -> list[str]:
         """The machines, or the versions of this package, that computed it."""
         return sorted({step[key] for step in self._lines() if key in step})
+
+    def unsigned(self) -> tuple[int, int]:
+        """How many trainings have not noted where they were computed, and of how many."""
+        lines = self._lines()
+        return sum("hardware" not in step for step in lines), len(lines)
 
     def reached(self, arm: str) -> int:
         """Distinct labelled volumes of the seed that came least far."""
@@ -213,11 +236,7 @@ class Findings:
 
     @cached_property
     def _areas(self) -> dict[str, dict[int, float]]:
-        budgets = self.summary["budget"]
-        return {
-            arm: {seed: aubc(values, budgets) for seed, values in zip(found["seeds"], found["dice"], strict=True)}
-            for arm, found in self.summary["arms"].items()
-        }
+        return areas_of(self.summary)
 
     @cached_property
     def _by_volume(self) -> dict[str, dict[int, Any]]:

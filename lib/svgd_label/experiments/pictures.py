@@ -4,7 +4,6 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,9 @@ def write_pictures(folder: Path, task: Task, committee: Committee, cases: Sequen
     folder.mkdir(parents=True, exist_ok=True)
     device = next(committee.parameters()).device
     committee.eval()
+    there = set(folder.iterdir())
     for case in cases:
-        if any(int(file.name.split("-", 1)[0]) < step for file in folder.glob(f"*-{escape(case.id)}.npz")):
+        if any(folder / f"{earlier:03d}-{case.id}.npz" in there for earlier in range(step)):
             continue
         try:
             prepared = prepare_case(task, case.image, case.label)

@@ -59,7 +59,7 @@ def pretrain(task: Task, data: Path, *, steps: int, seed: int, weights: Path, re
                 "cases": len(cases),
                 "dice": {name: round(mean, 4) for name, mean in means},
                 "mean_dice": round(float(np.nanmean(scores)), 4),
-                "worst_case": round(float(np.nanmean(scores, axis=1).min()), 4),
+                "worst_case": round(float(np.nanmin(np.nanmean(scores, axis=1))), 4),
             }
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -17,9 +17,11 @@ from svgd_label.device import default_device
 from svgd_label.experiments.experiment import FULL, INITIAL
 from svgd_label.experiments.replay import Job
 from svgd_label.experiments.run import Run
+from svgd_label.images import ImageError
 from svgd_label.inference import evaluate
 from svgd_label.scoring import prepare, score
-from svgd_label.training import train
+from svgd_label.tasks import Task
+from svgd_label.training import Case, train
 
 TIMED_MINUTES = 1.0
 TIMED_IMAGES = 3
@@ -82,7 +84,8 @@ def followed(run: Run, todo: Sequence[Job], workers: int) -> Iterator[None]:
 def estimate(run: Run, todo: Sequence[Job], workers: int) -> str:
     """How many trainings there are to do and about how long they take, after timing one for up to a minute."""
     task, device = run.base_task, default_device()
-    cases = [case for case in run.cases["pool"] if case.id in run.initial_labels(run.config["seeds"][0])]
+    initial = run.initial_labels(run.config["seeds"][0])
+    cases = [case for case in run.cases["pool"] if case.id in initial and _is_usable(task, case)]
     committee = checkpoint.new_committee(task, seed=0).to(device)
     timed = train(task, cases, committee, seed=0, max_minutes=TIMED_MINUTES)
     training = timed.seconds / timed.steps * task.steps
@@ -105,6 +108,14 @@ def estimate(run: Run, todo: Sequence[Job], workers: int) -> str:
         + ". Arms that repeat labelled images make more trainings, "
         f"up to {run.max_trainings} each."
     )
+
+
+def _is_usable(task: Task, case: Case) -> bool:
+    try:
+        prepare(task, case.id, case.image)
+    except ImageError:  # the run names it and goes on without
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:

@@ -74,6 +74,8 @@ def initial(run: Run, job: Job, track: Track) -> None:
                 prepare(task, case.id, case.image)
                 cases.append(case)
             except ImageError as error:  # a server has looked at all images before its first training
+                if error.passing:
+                    raise _away([case.id]) from error
                 unusable[case.id] = str(error)
     _, record = _trained(task, track, 1, lambda step: _train(run, task, track, cases, job.seed, step, len(chosen)))
     record["unusable"] |= unusable
@@ -159,6 +161,8 @@ def _train(run: Run, task: Task, track: Track, cases: Sequence[Case], seed: int,
     else:
         committee = checkpoint.new_committee(task, seed=seed).to(device)
     result = train(task, cases, committee, seed=seed + step)
+    if result.away:  # without them the committee would not be the protocol's
+        raise _away(result.away)
     trained = time.monotonic()
     return committee, {
         "distinct": distinct,
@@ -207,11 +211,14 @@ def _acquire(run: Run, job: Job, pool: Pool, committee: Committee, step: int, re
         acquired = found.acquisition
         record["unusable"] |= found.unusable
         if acquired is None:  # without them the picks would not be the method's
-            away = sorted(found.unusable.keys() - pool.unusable().keys())
-            raise ExperimentError(f"cannot be scored at present, start again: {', '.join(away)}; see the log")
+            raise _away(found.unusable.keys() - pool.unusable().keys())
     note_picks(record, pool, acquired)
     record["seconds"]["score"] = time.monotonic() - started
     return acquired
+
+
+def _away(images: Iterable[str]) -> ExperimentError:
+    return ExperimentError(f"cannot be read at present, start again: {', '.join(sorted(images))}; see the log")
 
 
 def acquisition_of(pool: Pool, step: int) -> Acquisition | None:

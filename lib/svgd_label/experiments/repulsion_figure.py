@@ -15,10 +15,18 @@ Runs = list[dict[str, Any]]
 
 
 def grouped(runs: Runs) -> dict[tuple[str, str], Runs]:
-    """Runs by task and arm, arms in their order."""
+    """Runs by task and arm, arms in their order; of a task with other steps or volumes, which do not compare, apart."""
+    kinds: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for run in runs:
+        kinds[run["task"]].add((run["steps"], run["volumes"]))
+
+    def name(run: dict[str, Any]) -> str:
+        task: str = run["task"]
+        return task if len(kinds[task]) == 1 else f"{task}, {run['steps']} steps, {run['volumes']} volumes"
+
     groups: dict[tuple[str, str], Runs] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (run["task"], list(ARMS).index(run["arm"]), run["seed"])):
-        groups[run["task"], run["arm"]].append(run)
+    for run in sorted(runs, key=lambda run: (name(run), list(ARMS).index(run["arm"]), run["seed"])):
+        groups[name(run), run["arm"]].append(run)
     return groups
 
 

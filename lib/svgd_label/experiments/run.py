@@ -152,7 +152,13 @@ class Run:
                 f"trainings, and 'max_trainings' is {experiment.max_trainings}"
             )
         for arm in run.arms:
-            run.task(arm)  # a wrong change is found now, not after hours
+            task = run.task(arm)  # a wrong change is found now, not after hours
+            if run.trainings(task) > run.max_trainings:
+                logger.warning(
+                    "the arm %s asks for %d volumes a step: it is cut off at %d of %d, after %d trainings",
+                    arm, task.queries, run.initial + (run.max_trainings - 1) * task.queries, run.budget,
+                    run.max_trainings,
+                )  # fmt: skip
             if run.through_server and run.strategy(arm) != acquisition.strategy(new["arms"][arm]["strategy"]):
                 raise ExperimentError(
                     f"the arm {arm} changes with 'repeat' what its strategy does with labelled images, for which a "
@@ -238,6 +244,8 @@ class Run:
             task = Task.model_validate({**self.config["task"], **self.config["arms"][arm]["task"]})
         except ValueError as error:
             raise ExperimentError(f"the task of the arm {arm}: {' '.join(str(error).split())}") from None
+        if "clasp_steps" in self.config["arms"][arm]["task"]:
+            return task
         # ClaSP PE plans its noise over the steps of the run.
         trainings = min(self.trainings(task), self.max_trainings)
         return task.model_copy(update={"clasp_steps": max(1, trainings - 1)})

@@ -87,7 +87,7 @@ def run_on_ray(run: Run, todo: Sequence[Job], *, workers: int, address: str | No
                 write_summary(run)
             except ray.exceptions.RayTaskError as error:
                 _note(failed, of[done], error.cause)
-            except ray.exceptions.RayError as error:  # its worker died again and again
+            except Exception as error:  # as where its worker died again and again
                 _note(failed, of[done], error)
         _end(run, failed)
     finally:

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from svgd_label.experiments.experiment import ExperimentError
@@ -77,11 +78,21 @@ class ServerProcess:
         self._errors = requests.RequestException
 
     def answers(self) -> bool:
-        """Whether it is there."""
+        """Whether it is there, and not another server that has taken the port meanwhile."""
         try:
-            return bool(self._session.get(f"{self.address}/info/", timeout=ANSWER_SECONDS).ok)
+            answered = self._session.get(f"{self.address}/info/", timeout=ANSWER_SECONDS).ok
         except self._errors:
             return False
+        return bool(answered) and self._listens()
+
+    def _listens(self) -> bool:
+        port = int(self.address.rsplit(":", 1)[1])
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                listening = [c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+                if port in listening:
+                    return True
+        return False
 
     def ask(self, method: str, path: str, **arguments: Any) -> Any:
         """The answer to a request.

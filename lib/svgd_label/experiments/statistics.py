@@ -8,13 +8,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.integrate import trapezoid
 
-from svgd_label.experiments.experiment import FULL
+from svgd_label.experiments.experiment import BASELINES, FULL
 from svgd_label.experiments.run import Run, write_json
 
 Vector = NDArray[np.float64]
 
-BASELINES = ("random", "random_foreground", "clasp_pe")
-"""What every arm is compared with, by the names of the arms."""
 SEEDS_FOR_INTERVALS = 5
 VOLUMES_FOR_INTERVALS = 5
 RESAMPLES = 10_000
@@ -95,6 +93,19 @@ def holm(p: dict[str, float]) -> dict[str, float]:
     return adjusted
 
 
+def areas_of(summary: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """The area under the curve of every arm and seed of a summary."""
+    return {
+        arm: {seed: aubc(values, summary["budget"]) for seed, values in zip(found["seeds"], found["dice"], strict=True)}
+        for arm, found in summary["arms"].items()
+    }
+
+
+def paired(areas: Mapping[str, Mapping[int, float]], arm: str, other: str) -> dict[int, float]:
+    """Seed -> how far an arm's area lies above another's, of the seeds that both have."""
+    return {seed: area - areas[other][seed] for seed, area in areas[arm].items() if seed in areas[other]}
+
+
 def summarise(run: Run) -> dict[str, Any]:
     """The content of summary.json, from the arms and seeds that have ended.
 
@@ -102,12 +113,10 @@ def summarise(run: Run) -> dict[str, Any]:
     """
     seeds = run.config["seeds"]
     budgets = list(range(run.initial, run.budget + 1))
-    full = [run.track(FULL, seed).steps()[-1]["mean_dice"] for seed in seeds if run.track(FULL, seed).ended()]
-    full_dice = float(np.mean(full)) if full else None
+    full = {seed: run.track(FULL, seed).steps()[-1]["mean_dice"] for seed in seeds if run.track(FULL, seed).ended()}
     raw = {
         arm: {seed: run.track(arm, seed).steps() for seed in seeds if run.track(arm, seed).ended()} for arm in run.arms
     }
-    areas: dict[str, dict[int, float]] = {}
     arms: dict[str, Any] = {}
     for arm, tracks in raw.items():
         if not tracks:
@@ -115,10 +124,11 @@ def summarise(run: Run) -> dict[str, Any]:
         distinct = [[step["distinct"] for step in steps] for steps in tracks.values()]
         dice = [[step["mean_dice"] for step in steps] for steps in tracks.values()]
         curves = [curve(*track, budgets) for track in zip(distinct, dice, strict=True)]
-        areas[arm] = {seed: aubc(values, budgets) for seed, values in zip(tracks, curves, strict=True)}
-        own = np.array(list(areas[arm].values()))
+        own = np.array([aubc(values, budgets) for values in curves])
+        # The level of the same seeds: that of others may lie higher or lower.
+        level = np.mean([full[seed] for seed in tracks]) if tracks.keys() <= full.keys() else None
         reached = {
-            f"distinct_to_{share}": _first(budgets, np.mean(curves, axis=0), full_dice, share) for share in (99, 100)
+            f"distinct_to_{share}": _first(budgets, np.mean(curves, axis=0), level, share) for share in (99, 100)
         }
         arms[arm] = {
             "seeds": list(tracks),
@@ -130,22 +140,28 @@ def summarise(run: Run) -> dict[str, Any]:
             "p_holm": None,
             **reached,
         }
+    summary = {
+        "task": run.base_task.name,
+        "full_data_dice": float(np.mean(list(full.values()))) if full else None,
+        "budget": budgets,
+        "arms": arms,
+    }
+    areas = areas_of(summary)
     for arm in arms:
         p: dict[str, float] = {}
         for baseline in BASELINES:
             if baseline == arm or baseline not in arms:
                 continue
-            both = [seed for seed in areas[arm] if seed in areas[baseline]]
-            if not both:
+            differences = np.array(list(paired(areas, arm, baseline).values()))
+            if not len(differences):
                 continue
-            differences = np.array([areas[arm][seed] - areas[baseline][seed] for seed in both])
             low, high = interval(differences) or (None, None)
             arms[arm][f"vs_{baseline}"] = [float(differences.mean()), low, high]
             if (value := paired_p(differences)) is not None:
                 p[baseline] = value
         if arm == run.arms[0] and p:
             arms[arm]["p_holm"] = holm(p)
-    return {"task": run.base_task.name, "full_data_dice": full_dice, "budget": budgets, "arms": arms}
+    return summary
 
 
 def write_summary(run: Run) -> None:

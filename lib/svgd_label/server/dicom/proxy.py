@@ -23,6 +23,7 @@ _STORABLE = re.compile(r"studies(/[0-9.]+)?/?")
 # It writes each address with its query, in which viewers search for patients; so does the server's own log, below.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
+_SEARCHED = ("/proxy/", "/ohif")  # OHIF's work list puts its filters into the page's own address too
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
 
@@ -92,7 +93,7 @@ def _operation(path: str) -> tuple[str, str]:
 def _without_query(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         record.args = tuple(
-            argument.partition("?")[0] if isinstance(argument, str) and argument.startswith("/proxy/") else argument
+            argument.partition("?")[0] if isinstance(argument, str) and argument.startswith(_SEARCHED) else argument
             for argument in record.args
         )
     return True

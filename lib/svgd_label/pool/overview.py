@@ -129,8 +129,8 @@ class Overview:
         """``image_state`` of some images, or of all."""
         leased = self._next.leased()
         select = (
-            f"SELECT i.*, r.version AS ranked_by, r.score, r.entropy, r.mutual_information, {_IMAGE_CHANGED} AS changed "
-            "FROM images i LEFT JOIN ranking r USING (image) WHERE i.present = 1"
+            f"SELECT i.*, {_IMAGE_CHANGED} AS changed, r.version AS ranked_by, r.score, r.entropy, "
+            "r.mutual_information FROM images i LEFT JOIN ranking r USING (image) WHERE i.present = 1"
         )
         rows: Iterable[sqlite3.Row]
         if images is None:

@@ -87,6 +87,32 @@ def test_an_export_holds_every_present_label_and_who_saved_it(studies: Path, tmp
     assert "Not those whose images are gone, which stay where they are: b." in said
 
 
+def test_a_label_is_said_to_be_whose_it_is_and_not_whose_the_last_version_is(studies: Path, tmp_path: Path) -> None:
+    place = Studies(studies, Pool(Database(studies / ".svgd"), validation="none", max_frequency=1))
+    store = LabelStore(place)
+
+    def exported(name: str) -> list[tuple[str | None, ...]]:
+        run("export", tmp_path / name, "--studies", studies)
+        rows = csv.DictReader((tmp_path / name / "labels.csv").open())
+        return [(row["image"], row["version"], row["by"]) for row in rows]
+
+    file = store.incoming("second")
+    file.write_bytes(volume(3))
+    store.save("a", "second", file, info={}, client="ben", model_version=None)
+    assert exported("with a second opinion") == [("a", "2", "anna")]
+    assert "ben" not in run("list", "--studies", studies)
+    (studies / "labels" / FINAL / "a.nii.gz").write_bytes(volume(4))
+    for name in ("exchanged by hand", "and the server knows"):
+        assert exported(name) == [("a", None, None)]
+        listed = run("list", "--studies", studies)
+        assert "found in the folder" in listed
+        assert "anna" not in listed
+        place.reconcile()
+    store.remove("a", FINAL)
+    assert "no label now" in run("list", "--studies", studies)
+    assert exported("deleted") == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -26,12 +26,14 @@ StateOption = Annotated[
 
 @app.command("list")
 def list_labels(studies: StudiesOption, state: StateOption = None) -> None:
-    """Every image that has been labelled, with its last version."""
+    """Every image that has been labelled, with the version that is its label now."""
     store, _ = _open(studies, state)
     table = Table("image", "versions", "last saved", "by", "corrected from", "Dice with that")
-    versions = _by_image(store.versions())
-    for image in sorted({*versions, *store.labelled()}):
-        words = _words(versions[image][-1]) if image in versions else ("", "found in the folder", "", "")
+    versions, labels = _by_image(store.versions()), store.in_place()
+    for image in sorted({*versions, *labels}):
+        version = labels.get(image)
+        without = ("", "found in the folder" if image in labels else "no label now", "", "")
+        words = without if version is None else _words(version)
         table.add_row(image, str(len(versions.get(image, ()))), *words)
     Console().print(table)
 
@@ -79,13 +81,12 @@ def export(folder: Path, studies: StudiesOption, state: StateOption = None) -> N
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty; give a new folder, so that nothing is overwritten")
     folder.mkdir(parents=True, exist_ok=True)
-    last = {image: versions[-1] for image, versions in _by_image(store.versions()).items()}
-    gone, labelled = [], store.labelled()
+    gone, labels = [], store.in_place()
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "file", "version", "saved", "by", "model_version", "dice"])
-        for image in labelled:
-            path, version = place.label_path(image, FINAL), last.get(image)
+        for image, version in labels.items():
+            path = place.label_path(image, FINAL)
             if path is None:
                 gone.append(image)
                 continue
@@ -95,7 +96,7 @@ def export(folder: Path, studies: StudiesOption, state: StateOption = None) -> N
                 (version.number, _time(version), version.client, version.model_version, version.dice) if version else ()
             )
             table.writerow([image, path.name, *saved])
-    typer.echo(f"{len(labelled) - len(gone)} labels are in {folder}.")
+    typer.echo(f"{len(labels) - len(gone)} labels are in {folder}.")
     if gone:
         typer.echo(f"Not those whose images are gone, which stay where they are: {', '.join(gone)}.", err=True)
 

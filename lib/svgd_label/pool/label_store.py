@@ -165,10 +165,18 @@ class LabelStore:
                 moved.unlink(missing_ok=True)
         return True
 
-    def labelled(self) -> list[str]:
-        """Ids of the images that have a final label now, saved by a client or dropped into the folder."""
-        rows = self._database.connection.execute("SELECT image FROM labels WHERE tag = ? ORDER BY image", (FINAL,))
-        return [row["image"] for row in rows]
+    def in_place(self) -> dict[str, LabelVersion | None]:
+        """Image -> the version that its final label is, by id; None for one that came by other means than a save."""
+        versions: dict[tuple[str, int | None], LabelVersion] = {(v.image, v.number): v for v in self.versions()}
+        found = {}
+        for row in self._database.connection.execute(
+            "SELECT image, number, fingerprint FROM labels WHERE tag = ? ORDER BY image", (FINAL,)
+        ).fetchall():
+            file = self._studies.label_path(row["image"], FINAL)
+            # It may have been exchanged since a server has last read the folder.
+            is_that = file is None or not file.is_file() or fingerprint(file) == row["fingerprint"]
+            found[row["image"]] = versions.get((row["image"], row["number"])) if is_that else None
+        return found
 
     def saved_between(self, after: float, until: float) -> int:
         """How many images have a final label that was saved in this time, in seconds since the epoch.

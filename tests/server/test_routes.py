@@ -1,5 +1,7 @@
 """MONAI Label's own endpoints answer from threads, and under the same addresses."""
 
+import gzip
+import hashlib
 import inspect
 import json
 from collections.abc import Iterator
@@ -14,11 +16,14 @@ from fastapi import APIRouter, Body, FastAPI, File, Form, UploadFile
 from fastapi.testclient import TestClient
 from monailabel.endpoints import datastore, info, train
 from monailabel.endpoints.user.auth import User
+from tests.dicom.series import OBLIQUE, make_series
 
+from svgd_label.images import load_volume
 from svgd_label.pool import Database, Pool
 from svgd_label.server import guards, routes
 from svgd_label.server.body_limit import LIMIT
 from svgd_label.server.datastore import SafeDatastore
+from svgd_label.server.strategy import SVGDStrategy
 from svgd_label.tasks import Task
 
 
@@ -102,12 +107,16 @@ class Study:
         task = Task(name="hips", labels=("anterior", "posterior"), window=(16, 16, 16))
         self.pool = Pool(Database(folder / ".svgd", task="hips"), validation="fifth", max_frequency=10)
         self.store = SafeDatastore(folder, state=folder / ".svgd", pool=self.pool, task=task, auto_reload=False)
+        self._strategies = {"svgd": SVGDStrategy(self.pool, "entropy_mi")}
 
     def datastore(self) -> SafeDatastore:
         return self.store
 
     def on_save_label(self, image: str, label: str) -> None:
         pass
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        return self._strategies["svgd"](request, self.store)
 
 
 def volume(*values: int) -> bytes:
@@ -161,6 +170,47 @@ def test_a_label_is_stored_under_the_name_of_who_sent_it(
     client.app.dependency_overrides[routes._annotator.dependency] = lambda: User(username="root")
     assert saved_by({"client_id": "anna"}) == "root"
     client.app.dependency_overrides.clear()
+
+
+def test_slicers_that_nobody_has_named_are_told_by_their_addresses(client: TestClient, study: Study) -> None:
+    assert save(client, {"label_info": INFO, "client_id": "user-xyz"}).status_code == 200
+    assert study.store.labels.versions("a")[-1].client == "testclient"
+
+
+def test_a_copy_that_slicer_has_kept_is_out_of_date_once_the_file_has_changed(client: TestClient, study: Study) -> None:
+    def checksum() -> object:
+        sample = client.post("/activelearning/svgd", json={}).json()
+        downloaded = client.get("/datastore/image", params={"image": sample["id"]}).content
+        assert sample["checksum"] == f"SHA256:{hashlib.sha256(downloaded).hexdigest()}"
+        assert (sample["name"], Path(sample["path"]).name) == ("a.nii", "a.nii")
+        return sample["checksum"]
+
+    before = checksum()
+    assert checksum() == before
+    (study.store.studies.folder / "a.nii").write_bytes(volume(6, 7))
+    assert checksum() != before
+
+
+def test_a_folder_of_dicom_is_one_file_to_a_viewer_without_dicom(client: TestClient, study: Study) -> None:
+    (study.store.studies.folder / "a.nii").unlink()
+    folder = study.store.studies.folder / "a"
+    make_series(folder, OBLIQUE)
+    study.store.studies.reconcile()
+    sample = client.post("/activelearning/svgd", json={}).json()
+    assert sample["path"] is None  # or a Slicer on this machine would open the folder
+    assert sample["name"].startswith("a.")
+    assert sample["name"].endswith(".nii.gz")
+    answer = client.get("/datastore/image", params={"image": "a"})
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    original = load_volume(folder)
+    np.testing.assert_allclose(image.affine, original.affine.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj), original.numpy()[0])
+    assert image.get_data_dtype() == np.int16
+    next(folder.iterdir()).unlink()
+    answer = client.get("/datastore/image", params={"image": "a"})
+    assert answer.status_code == 422
+    assert "even distances; is one missing?" in answer.json()["detail"]
+    assert client.post("/activelearning/svgd", json={}).json()["name"] != sample["name"]
 
 
 @pytest.mark.parametrize("path", ["/datastore/", "/datastore/image"])

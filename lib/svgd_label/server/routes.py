@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints import batch_infer, datastore, infer, info, logs, ohif, scoring, session, train
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from svgd_label.images import ImageError
 from svgd_label.pool import FINAL
 from svgd_label.pool.files import split_extension
-from svgd_label.server import guards
+from svgd_label.server import guards, slicer
 from svgd_label.server.answers import plain_image, plain_tag, storing, unknown_image
 from svgd_label.server.auto_train import is_running
 from svgd_label.server.body_limit import BodyLimit
@@ -34,6 +35,7 @@ from svgd_label.server.training_lock import BUSY, is_trained_elsewhere
 logger = logging.getLogger(__name__)
 
 TRAINER = "svgd"
+SLICERS_DEFAULT = "user-xyz"
 CLIENT_COOKIE = "svgd_client"
 """By which a browser with OHIF in it is told from others; its panel names no client."""
 _NEVER_AWAITING = (info, datastore, train, scoring, batch_infer, session, logs, ohif)
@@ -98,7 +100,10 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
     if not proposed:
         return {}
     logger.info("next sample for %r: %s", params["client_id"], proposed)
-    return {**proposed, **app.datastore().get_image_info(proposed["id"]), "id": proposed["id"]}
+    info = app.datastore().get_image_info(proposed["id"])
+    with contextlib.suppress(OSError):  # the file has just gone, which its download will say
+        info |= slicer.described(proposed["id"], Path(info["path"]))
+    return {**proposed, **info, "id": proposed["id"]}
 
 
 @router.post("/svgd/hold")
@@ -176,6 +181,19 @@ def add_image(
         return datastore.add_image(background_tasks, image, params, file, user.username)
 
 
+@router.get("/datastore/image", dependencies=[_user])
+def download_image(image: str) -> Any:
+    """An image's file; of one that is a folder of DICOM files a NIfTI file, since a viewer without DICOM wants one."""
+    folder = Path(app_instance().datastore().get_image_uri(plain_image(image)))
+    if not folder.is_dir():
+        return datastore.download_image(image)
+    try:
+        content = slicer.as_nifti(folder)
+    except ImageError as error:
+        raise HTTPException(503 if error.passing else 422, str(error)) from error
+    return Response(content, media_type="application/gzip")
+
+
 @router.post("/train/{model}", dependencies=[_admin])
 def run_training(model: str, params: Parameters = None, run_sync: bool = False, enqueue: bool = False) -> Any:
     """Starts a training, its parameters checked before a process is made for it."""
@@ -197,7 +215,10 @@ def _client(request: Request, params: dict[str, Any], user: User) -> str:
     """Who asks: told by login, else by the ``client_id`` that is sent, else by the browser's cookie or the address."""
     login = user.username if settings.MONAI_LABEL_AUTH_ENABLE else None
     address = request.client.host if request.client else ""
-    client = str(login or params.get("client_id") or request.cookies.get(CLIENT_COOKIE) or address)
+    given = params.get("client_id")
+    # What every 3D Slicer sends in whose settings nobody has entered a name: they would all be one annotator.
+    named = None if given == SLICERS_DEFAULT else given
+    client = str(login or named or request.cookies.get(CLIENT_COOKIE) or address)
     return "".join(filter(str.isprintable, client))[:200] or "anonymous"  # a line break would forge a line of the log
 
 

@@ -78,6 +78,29 @@ def test_what_is_there_is_not_fetched_again_and_what_has_grown_is_when_it_rests(
     assert len(list(folder.iterdir())) == AXIAL.shape[2]
 
 
+def test_a_series_that_arrives_while_the_server_restarts_is_fetched_when_it_rests(
+    orthanc: Orthanc, open_store: Open, tmp_path: Path
+) -> None:
+    here = load(orthanc, tmp_path)
+    store = open_store()
+    store.mirror.synchronise()
+    assert store.list_images() == [here], "at the very first start nobody waits"
+    store.close()
+    coming = make_series(tmp_path / "files", AXIAL)
+    late = sorted((tmp_path / "files").iterdir())[3]
+    late.rename(tmp_path / "late.dcm")
+    orthanc.load(tmp_path / "files")
+    again = open_store()
+    again.mirror.synchronise()
+    assert again.list_images() == [here], "it may still be growing"
+    orthanc.ask("POST", "/instances", data=(tmp_path / "late.dcm").read_bytes())
+    again.mirror.synchronise()
+    assert again.list_images() == [here]
+    again.mirror.synchronise()
+    assert again.list_images() == sorted([here, coming])
+    assert geometry(again.get_image_uri(coming))[0] == AXIAL.shape
+
+
 def test_a_series_that_others_are_listed_without_leaves_and_keeps_its_label(
     orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
 ) -> None:

@@ -26,10 +26,13 @@ LOOK_SECONDS = 60
 """Between two questions to the server; less where MONAI Label's setting for its lists is less."""
 COUNT = "NumberOfSeriesRelatedInstances"
 """Beside them: by it a series that has changed on the server is known."""
+LOST_AT_MOST = 2
+"""In a row the server may not give out so many, before it counts as away."""
+INCOMING = "incoming"
+"""Folder in the state folder for what is not whole yet; emptied at start."""
 _NO_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "KO", "PR", "REG", "FID", "DOC", "AU", "ECG")
 _ANNOUNCE_SECONDS = 10.0
 _LONGEST_PAUSE = 3600.0
-_LOST_AT_MOST = 2  # series in a row that the server does not give out
 
 
 class Mirror:
@@ -70,7 +73,7 @@ class Mirror:
         self._on_change = on_change
         self._on_answer = on_answer
         self._look_further = look_further
-        self._incoming = studies.database.folder / "incoming"
+        self._incoming = studies.database.folder / INCOMING
         self._outage: str | None = None
         self._counts: dict[str, int | None] = {}
         self._unlisted: set[str] = set()
@@ -102,14 +105,14 @@ class Mirror:
         wanted = [s for s in listed.values() if s.uid not in known or s.instances not in (None, known[s.uid])]
         announced, lost = time.monotonic(), 0
         for series in wanted:
-            if not self._is_due(series):
+            if not self._is_due(series, is_first=not known and not self._counts):
                 continue
             try:
                 self._fetch(series)
             except Exception as error:  # whatever is wrong with one must not keep the others away
                 self._put_off(series, error)
                 lost += isinstance(error, ServerError) and error.is_outage
-                if lost == _LOST_AT_MOST:  # rather the server's fault than theirs: the next look asks for others
+                if lost == LOST_AT_MOST:  # rather the server's fault than theirs: the next look asks for others
                     break
                 continue
             self._patience.done(series.uid)
@@ -166,9 +169,12 @@ class Mirror:
                 found[uid] = len(list((self._studies.folder / uid).glob("*.dcm")))
         return found
 
-    def _is_due(self, series: Series) -> bool:
-        """Not while it is still being stored there, and not again at once where it could not be fetched."""
-        if self._counts and self._counts.get(series.uid, -1) != series.instances:
+    def _is_due(self, series: Series, *, is_first: bool) -> bool:
+        """Not while it is still being stored there, and not again at once where it could not be fetched.
+
+        At the first look over a new state, all that the server has is taken to be whole, or nobody could begin.
+        """
+        if not is_first and self._counts.get(series.uid, -1) != series.instances:
             return False
         return self._patience.is_due(series.uid)
 

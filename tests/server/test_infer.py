@@ -1,13 +1,14 @@
 """What the two inference tasks answer: files on the image's grid, what is said beside them, and refusals."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from fastapi import HTTPException
 from numpy.typing import NDArray
 from tests.conftest import blob, save_nifti
@@ -15,7 +16,7 @@ from tests.conftest import blob, save_nifti
 from svgd_label.bands import BANDS, thresholds
 from svgd_label.checkpoint import new_committee, save
 from svgd_label.pool import Database, Pool, ScoreRow, Studies
-from svgd_label.server.committees import Committees
+from svgd_label.server.committees import PLACES, Committees
 from svgd_label.server.infer import CommitteeInfer, SVGDInfer, UncertaintyInfer
 from svgd_label.tasks import Task
 
@@ -111,6 +112,50 @@ def test_two_requests_at_once_share_one_pass(committees: Committees, studies: Pa
         wait(asked, timeout=1)  # both have found nothing and stand before the lock
     assert all(answer.result() for answer in asked)
     assert len(passes) == 1
+
+
+def test_a_crowd_before_the_committee_leaves_threads_to_whoever_saves(committees: Committees, studies: Path) -> None:
+    task = SVGDInfer(committees)
+    ask(task, image=str(studies / "k.nii.gz"))
+    requests = [{"image": str(studies / f"{name}.nii.gz")} for name in "abcdefghi"]
+    with ThreadPoolExecutor(len(requests)) as executor:
+        with committees.lock:
+            asked = [executor.submit(task, request) for request in requests]
+            (refused,), waiting = wait(asked, timeout=60, return_when=FIRST_COMPLETED)
+            assert len(waiting) == PLACES
+            ask(task, image=str(studies / "k.nii.gz"))  # which is remembered, and waits for nobody
+        error = refused.exception()
+        assert isinstance(error, HTTPException)
+        assert (error.status_code, error.detail) == (503, "8 images are being segmented or wait for it: try again")
+        for answer in waiting:
+            Path(answer.result()[0]).unlink()
+    ask(task, **requests[asked.index(refused)])
+
+
+def test_an_image_that_goes_while_it_waits_is_not_there(committees: Committees, studies: Path) -> None:
+    image = studies / "a.nii.gz"
+    with ThreadPoolExecutor(1) as executor:
+        with committees.lock:
+            asked = executor.submit(SVGDInfer(committees), {"image": str(image)})
+            wait([asked], timeout=1)
+            image.unlink()
+        error = asked.exception()
+    assert isinstance(error, HTTPException)
+    assert (error.status_code, error.detail) == (404, "there is no such image on this server")
+
+
+def test_a_graphics_card_that_a_training_has_filled_is_a_sentence(committees: Committees, studies: Path) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    current = committees.current()
+    assert current is not None
+    hook = current.committee.particles[0].register_forward_hook(full)
+    with pytest.raises(HTTPException, match="the memory of the graphics card is in use") as refused:
+        SVGDInfer(committees)({"image": str(studies / "a.nii.gz")})
+    assert refused.value.status_code == 503
+    hook.remove()
+    ask(SVGDInfer(committees), image=str(studies / "a.nii.gz"))
 
 
 def test_an_image_is_compared_with_the_labelled_ones_once_ten_are_scored(committees: Committees, studies: Path) -> None:

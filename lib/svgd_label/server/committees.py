@@ -12,6 +12,7 @@ import numpy as np
 from svgd_label import checkpoint
 from svgd_label.checkpoint import Checkpoint, CheckpointError, MismatchError, UnreadableError
 from svgd_label.device import default_device
+from svgd_label.errors import UserError
 from svgd_label.inference import Segmentation, segment
 from svgd_label.pool import Pool
 from svgd_label.pool.files import fingerprint
@@ -21,8 +22,14 @@ logger = logging.getLogger(__name__)
 
 KEPT = 3
 """Files of so many versions stay on disk."""
+PLACES = 8
+"""So many images are segmented or wait for it: each holds one of the 40 threads that saves are answered from, too."""
 PROPOSALS = 64
 """So many segmentations stay in memory, packed: their maps shrink a hundredfold."""
+
+
+class CrowdedError(UserError):
+    """All places before the committee are taken."""
 
 
 class Committees:
@@ -32,6 +39,7 @@ class Committees:
         self.pool, self.task, self.folder = pool, task, folder
         self.lock = threading.Lock()
         """Held while a committee computes: one inference at a time."""
+        self._places = threading.Semaphore(PLACES)
         self._current: Checkpoint | None = None
         self._proposals = _Proposals()
 
@@ -91,6 +99,8 @@ class Committees:
 
         Raises:
             ImageError: the image cannot be used.
+            FileNotFoundError: it is not there.
+            CrowdedError: too many wait already. Whoever names a version, which no request does, waits with them.
         """
         wanted = self.pool.models.newest() if version is None else version
         content = fingerprint(Path(path))
@@ -98,15 +108,20 @@ class Committees:
             return None
         if (known := self._proposals.get((path, content, wanted))) is not None:  # without waiting for its turn
             return wanted, known
-        with self.lock:
-            if (known := self._proposals.get((path, content, wanted))) is not None:
-                return wanted, known
-            current = self.current()
-            if current is None or version not in (None, current.version):
-                return None
-            found = segment(self.task, current.committee, path)
-            self._proposals.put((path, content, current.version), found)
-        return current.version, found
+        if not self._places.acquire(blocking=version is not None):
+            raise CrowdedError(f"{PLACES} images are being segmented or wait for it")
+        try:
+            with self.lock:
+                if (known := self._proposals.get((path, content, wanted))) is not None:
+                    return wanted, known
+                current = self.current()
+                if current is None or version not in (None, current.version):
+                    return None
+                found = segment(self.task, current.committee, path)
+                self._proposals.put((path, content, current.version), found)
+            return current.version, found
+        finally:
+            self._places.release()
 
     def read_newest(self) -> Checkpoint | None:
         """A copy of one's own of the newest committee that is not damaged, to be trained or watched; None without any.

@@ -10,6 +10,7 @@ from typing import Any
 import nibabel
 import nrrd
 import numpy as np
+import torch
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from svgd_label.bands import BANDS, first_slice, thresholds
 from svgd_label.checkpoint import UnreadableError
 from svgd_label.images import ImageError, as_viewed
 from svgd_label.inference import Segmentation
-from svgd_label.server.committees import Committees
+from svgd_label.server.committees import Committees, CrowdedError
 from svgd_label.unlike import likeness
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -48,21 +49,26 @@ class CommitteeInfer(InferTask):  # type: ignore[misc]
 
         Raises:
             HTTPException: 404 no such image, 409 no committee yet, 415 an unknown result format, 422 an image that
-                cannot be used, 503 the committee cannot be read at present.
+                cannot be used, 503 the committee cannot be read or run at present, or too many wait for it.
         """
         path = request.get("image")
-        if not isinstance(path, str) or not path or not Path(path).exists():
-            raise HTTPException(404, "there is no such image on this server")
+        if not isinstance(path, str) or not path:
+            raise _gone()
         extension = str(request.get("result_extension") or ".nii.gz")
         if extension not in EXTENSIONS:
             raise HTTPException(415, f"result_extension {extension!r} is not offered; take {', '.join(EXTENSIONS)}")
         started = time.monotonic()
         try:
             proposed = self.committees.segment(path)
+        except FileNotFoundError as error:
+            raise _gone() from error
         except ImageError as error:
-            raise HTTPException(422, str(error)) from error
-        except UnreadableError as error:
+            raise (HTTPException(422, str(error)) if Path(path).exists() else _gone()) from error
+        except (UnreadableError, CrowdedError) as error:
             raise HTTPException(503, f"{error}: try again") from error
+        except torch.OutOfMemoryError as error:
+            sentence = "the memory of the graphics card is in use, by a training for example: try again"
+            raise HTTPException(503, sentence) from error
         if proposed is None:
             raise HTTPException(409, "there is no trained committee yet: save a few labels and train, then ask again")
         version, segmentation = proposed
@@ -139,6 +145,10 @@ class UncertaintyInfer(CommitteeInfer):
             "thresholds": {name: round(nats, 4) for name, nats in thresholds().items()},
             "look_first": None if first is None else dataclasses.asdict(first),
         }
+
+
+def _gone() -> HTTPException:
+    return HTTPException(404, "there is no such image on this server")
 
 
 def write_map(values: NDArray[np.uint8], affine: NDArray[np.float64], extension: str, *, compress: bool) -> Path:

@@ -1,10 +1,13 @@
 """The datastore behaves as MONAI Label's endpoints expect, and answers with sentences where something is wrong."""
 
+import contextlib
 import json
+import os
+import resource
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +176,34 @@ def test_adding_and_removing_images(store: SafeDatastore, tmp_path: Path, upload
     assert len(store.labels.versions("d")) == 1
 
 
+def test_of_an_image_that_is_a_link_the_link_is_deleted_and_its_label_with_it(
+    store: SafeDatastore, folder: Path
+) -> None:
+    series = folder / ".svgd" / "series"
+    series.mkdir()
+    (series / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    (folder / "d").symlink_to(series)
+    write(folder / "labels/final/d.nii.gz", values())
+    store.refresh()
+    store.remove_image("d")
+    assert store.list_images() == ["a", "b", "c"]
+    assert not (folder / "d").is_symlink()
+    assert not (folder / "labels/final/d.nii.gz").exists()
+    assert (series / "1.dcm").exists()
+    assert len(store.labels.versions("d")) == 1
+
+
+def test_an_image_whose_labels_cannot_be_deleted_stays(store: SafeDatastore, upload: Path, folder: Path) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    store.pool.database.connection.execute(
+        "CREATE TRIGGER refuse BEFORE DELETE ON labels BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    )
+    before = set(folder.rglob("*.nii.gz"))
+    refusal(507, store.remove_image, "a")
+    assert set(folder.rglob("*.nii.gz")) >= before
+    assert store.get_labeled_images() == ["a"]
+
+
 def test_a_large_image_that_is_coming_in_keeps_nobody_from_writing(
     store: SafeDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +275,35 @@ def test_the_archive_holds_what_is_labelled(store: SafeDatastore, upload: Path) 
         assert json.loads(archive.read("metadata.json"))["objects"].keys() == {"a", "b", "c"}
     with zipfile.ZipFile(store.get_dataset_archive(1)) as archive:
         assert len(archive.namelist()) == 3
+
+
+@contextlib.contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """As on a full disk, for this process."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_an_archive_leaves_room_for_labels(store: SafeDatastore, upload: Path, folder: Path) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    os.truncate(folder / "a.nii.gz", shutil.disk_usage(folder).free * 3 // 4)  # takes no room itself
+    with files_no_longer_than(1 << 20):  # should it be written after all
+        assert "fewer images with limit_cases" in refusal(507, store.get_dataset_archive, None)
+    assert list((folder / ".svgd" / "archives").iterdir()) == []
+
+
+def test_an_archive_that_the_disk_refuses_leaves_nothing_there(
+    store: SafeDatastore, upload: Path, folder: Path
+) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    (folder / "a.nii.gz").write_bytes(bytes(10_000))
+    with files_no_longer_than(5000):
+        assert "Nothing was stored" in refusal(507, store.get_dataset_archive, None)
+    assert list((folder / ".svgd" / "archives").iterdir()) == []
 
 
 def test_many_threads_save_at_once(store: SafeDatastore, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,16 @@ from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 from svgd_label.errors import UserError
 from svgd_label.labels import convert_label, write_label
 from svgd_label.pool import FINAL, ORIGINAL, LabelStore, Pool, Studies
-from svgd_label.pool.files import EXTENSIONS, arriving, copy_durably, fingerprint, make_folder, place, split_extension
+from svgd_label.pool.files import (
+    EXTENSIONS,
+    PREVIOUS,
+    arriving,
+    copy_durably,
+    fingerprint,
+    make_folder,
+    place,
+    split_extension,
+)
 from svgd_label.server.answers import dictionary, plain_image, plain_tag, storing, unknown_image
 from svgd_label.server.archive import write_archive
 from svgd_label.server.watcher import Watcher
@@ -170,12 +180,27 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         path = self.studies.image_path(plain_image(image_id))
         if path is None:
             raise unknown_image(image_id)
+        aside = path.with_name(f"{PREVIOUS}{uuid.uuid4().hex}")
         # Not in one transaction: labels would be gone before it is known whether it can be committed.
         with storing(), self.changing:
-            for tag in self.get_labels_by_image_id(image_id):
-                self.labels.remove(image_id, tag)
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            self.studies.check([image_id], [])
+            try:
+                path.rename(aside)  # what a disk may refuse comes first, while it costs no label
+            except FileNotFoundError:
+                raise unknown_image(image_id) from None
+            try:
+                for tag in self.get_labels_by_image_id(image_id):
+                    self.labels.remove(image_id, tag)
+                self.studies.check([image_id], [])
+            except BaseException:
+                aside.rename(path)
+                raise
+            try:
+                shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+            except OSError as error:
+                sentence = (
+                    f"{image_id} is out of the study, but its file could not be deleted ({error}): delete it there."
+                )
+                raise HTTPException(507, sentence) from error
         self._on_change()
 
     # Labels

@@ -1,8 +1,8 @@
 """SEGs that other programs stored become labels; our own are known again."""
 
+import errno
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -11,14 +11,16 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import generate_uid
+from tests.dicom.series import AXIAL, make_series
 from tests.dicom.store import Open, instances, label_map, load, save, state
 
-from svgd_label.images import geometry
+from svgd_label.images import ImageError, geometry
+from svgd_label.labels import LabelError
 from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
 from svgd_label.server.dicom.segmentation import MAKER, Origin, make_segmentation
-from svgd_label.server.dicom.takeover import _written
-from svgd_label.server.dicom.web import Series
+from svgd_label.server.dicom.takeover import Takeover, _written
+from svgd_label.server.dicom.web import Series, ServerError
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +33,9 @@ def store_theirs(
     names: tuple[str, ...],
     written: str = "20990101",
     maker: str = "Other",
-) -> None:
+    series: str | None = None,
+    algorithm: str = "MANUAL",
+) -> str:
     """A SEG as another program writes it, or this one for another task."""
     folder = Path(store.get_image_uri(image))
     theirs = make_segmentation(
@@ -39,13 +43,36 @@ def store_theirs(
         labels,
         geometry(folder)[1],
         names,
-        series_uid=generate_uid(),
+        series_uid=series or generate_uid(),
         instance_uid=generate_uid(),
         origin=Origin("other", None, None, False),
     )
+    for segment in theirs.SegmentSequence:
+        segment.SegmentAlgorithmType = algorithm
+        segment.SegmentAlgorithmName = "Finder"
     theirs.Manufacturer = theirs.ManufacturerModelName = maker
     theirs.ContentDate = written
     store.server.store(theirs)
+    return str(theirs.SeriesInstanceUID)
+
+
+def takeover(store: DicomDatastore) -> Takeover:
+    found = store.mirror._look_further.__self__  # type: ignore[attr-defined]
+    assert isinstance(found, Takeover)
+    return found
+
+
+def drawn(store: DicomDatastore, image: str) -> int:
+    """The only value of the label, whose shape is always the same."""
+    values = np.asarray(nibabel.load(store.get_label_uri(image, "final")).dataobj)
+    np.testing.assert_array_equal(values, label_map(store, image, int(values.max())))
+    return int(values.max())
+
+
+def later(store: DicomDatastore) -> None:
+    """The next look after the pauses."""
+    takeover(store)._patience.keep([])
+    store.mirror.synchronise()
 
 
 def test_a_seg_that_another_program_stored_becomes_the_label_by_its_names_and_is_not_sent_back(
@@ -76,17 +103,16 @@ def test_a_label_that_is_saved_while_an_older_seg_comes_stays(
     uid = load(orthanc, tmp_path, seed=1)
     store.mirror.synchronise()
     store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first", "second"), written="20200101")
-    fetch, fetched = store.server.instances, []
+    fetch, fetched = store.server.instance, []
 
-    def slowly(series: Series) -> Iterator[Dataset]:
-        fetched.append(series)
-        if len(fetched) == 2:  # first it is looked at, then taken
-            save(store, uid, label_map(store, uid, 2), tmp_path)
-        return fetch(series)
+    def slowly(series: Series, instance: str) -> Dataset:
+        fetched.append(instance)
+        save(store, uid, label_map(store, uid, 2), tmp_path)
+        return fetch(series, instance)
 
-    monkeypatch.setattr(store.server, "instances", slowly)
+    monkeypatch.setattr(store.server, "instance", slowly)
     store.mirror.synchronise()
-    assert len(fetched) == 2
+    assert len(fetched) == 1
     assert [v.number for v in store.labels.versions(uid)] == [1]
     assert np.asarray(nibabel.load(store.get_label_uri(uid, "final")).dataobj).max() == 2
 
@@ -134,6 +160,167 @@ def test_an_older_seg_changes_nothing_and_one_with_unknown_names_is_refused_once
     assert state(store, uid)["state"] == "sent"
 
 
+def test_a_newer_seg_that_is_refused_does_not_cost_an_older_good_one(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",), written="20300101")
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("second",), written="20310101")
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("spleen",), written="20320101")
+    store.mirror.synchronise()
+    assert drawn(store, uid) == 2
+    store.mirror.synchronise()
+    assert len(store.labels.versions(uid)) == 1
+
+
+def full_disk() -> LabelError:
+    error = LabelError("label.nii.gz: the label cannot be stored")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("svgd_label.server.dicom.takeover.write_label", full_disk()),
+        ("svgd_label.server.dicom.takeover.geometry", ImageError("memory is short", passing=True)),
+        ("svgd_label.server.datastore.convert_label", ImageError("memory is short", passing=True)),
+    ],
+)
+def test_what_passes_refuses_no_seg_for_ever(
+    where: str,
+    error: Exception,
+    orthanc: Orthanc,
+    store: DicomDatastore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",))
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, fail)
+        store.mirror.synchronise()
+        later(store)
+    assert store.get_labeled_images() == []
+    assert f"could not be read ({error}" in caplog.text
+    later(store)
+    assert drawn(store, uid) == 1
+    assert list((tmp_path / "state" / "incoming").iterdir()) == []
+
+
+def test_a_further_seg_in_a_series_that_is_known_is_read_too(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    study = generate_uid()
+    uid, other = (make_series(tmp_path / f"files {i}", AXIAL, seed=i, study=study) for i in range(2))
+    for i in range(2):
+        orthanc.load(tmp_path / f"files {i}")
+    store.mirror.synchronise()
+    series = store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",), written="20300101")
+    store_theirs(orthanc, store, other, label_map(store, other, 1), ("third tumour",), series=series)
+    store.mirror._filter = {"Modality": "MR", "SeriesInstanceUID": uid}
+    store.mirror._unlisted = {other}  # for the second time now
+    store.mirror.synchronise()
+    assert (store.get_labeled_images(), drawn(store, uid)) == ([uid], 1)
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("second",), written="20310101", series=series)
+    store.mirror.synchronise()
+    assert drawn(store, uid) == 2
+    store.mirror._filter = {"Modality": "MR"}
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert (drawn(store, uid), drawn(store, other)) == (2, 3)
+    assert [version.image for version in store.labels.versions()] == sorted([uid, uid, other])
+
+
+def test_what_an_earlier_version_noted_of_a_series_still_counts(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    series = store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",))
+    with store._database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO segmentations (image, fingerprint, state, series) VALUES (?, ?, 'older', ?)",
+            (uid, series, series),
+        )
+    store.mirror.synchronise()
+    assert store.get_labeled_images() == []
+    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("second",), written="20990102", series=series)
+    store.mirror.synchronise()
+    assert drawn(store, uid) == 2
+
+
+def test_an_automatic_seg_replaces_no_label_and_serves_where_there_is_none(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved, empty = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    with store._database.transaction() as connection:
+        connection.execute("UPDATE images SET inferred_version = 3")
+    save(store, saved, label_map(store, saved, 2), tmp_path)
+    for uid in (saved, empty):
+        store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",), algorithm="AUTOMATIC")
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert (drawn(store, saved), drawn(store, empty)) == (2, 1)
+    assert caplog.text.count(f"{saved} on the DICOM server is not taken over: no person drew it") == 1
+    assert [version.model_version for version in store.labels.versions(empty)] == [None], "no committee of ours"
+    # What a person drew is better, although it is older, and whoever drew it.
+    store_theirs(orthanc, store, empty, label_map(store, empty, 1), ("third tumour",), written="20200101")
+    store.mirror.synchronise()
+    assert drawn(store, empty) == 3
+
+
+def test_segs_of_series_that_are_not_in_the_study_are_not_fetched(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid, other = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
+    store.mirror.synchronise()
+    series = [
+        store_theirs(orthanc, store, image, label_map(store, image, 1), ("first", "second")) for image in (uid, other)
+    ]
+    store.mirror._filter = {"Modality": "MR", "SeriesInstanceUID": uid}
+    store.mirror._unlisted = {other}  # for the second time now
+    fetched = []
+    for name in ("instance", "instances"):
+        fetch = getattr(store.server, name)
+        monkeypatch.setattr(store.server, name, lambda of, *uid, fetch=fetch: fetched.append(of.uid) or fetch(of, *uid))
+    store.mirror.synchronise()
+    store.mirror.synchronise()
+    assert fetched == series[:1]
+
+
+def test_a_server_that_goes_away_between_two_segs_is_not_asked_for_the_rest(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    for _ in range(4):
+        store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",))
+    ask, asked = store.server.instance_uids, []
+
+    def while_it_stops(series: Series) -> list[str]:
+        asked.append(series)
+        orthanc.stop(kill=True)
+        return ask(series)
+
+    monkeypatch.setattr(store.server, "instance_uids", while_it_stops)
+    with pytest.raises(ServerError, match="cannot be reached"):
+        takeover(store).look()
+    assert len(asked) == 2
+    orthanc.start()
+    monkeypatch.undo()
+    later(store)
+    assert drawn(store, uid) == 1
+
+
 def test_our_own_segs_are_known_again_after_the_index_was_lost(
     orthanc: Orthanc, open_store: Open, tmp_path: Path
 ) -> None:
@@ -170,6 +357,34 @@ def test_where_all_state_was_lost_the_labels_are_those_that_were_sent(
         np.asarray(nibabel.load(again.get_label_uri(uid, "final")).dataobj), label_map(again, uid, 2)
     )
     assert len(instances(orthanc)) == 2, "nothing is sent back"
+
+
+def test_where_all_state_was_lost_a_newer_label_whose_download_broke_off_is_not_lost(
+    orthanc: Orthanc, open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = load(orthanc, tmp_path)
+    store = open_store()
+    store.mirror.synchronise()
+    for value in (1, 2, 3):
+        save(store, uid, label_map(store, uid, value), tmp_path)
+        store.outbox.send()
+    newest = state(store, uid)["SOPInstanceUID"]
+    store.close()
+    shutil.rmtree(tmp_path / "state")
+    again = open_store()
+    fetch = again.server.instance
+
+    def break_off(series: Series, instance: str) -> Dataset:
+        if instance == newest:
+            raise ServerError("broke off", is_outage=False)
+        return fetch(series, instance)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(again.server, "instance", break_off)
+        again.mirror.synchronise()
+    assert drawn(again, uid) == 2, "meanwhile"
+    later(again)
+    assert drawn(again, uid) == 3
 
 
 def test_a_label_of_another_task_on_the_same_server_is_none_of_this_one(

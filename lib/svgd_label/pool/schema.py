@@ -3,7 +3,8 @@
 # images.present is 0 for one whose file is gone: a share that drops out for a minute must not cost what is known of it.
 # images.open marks what may be proposed to an annotator; with it the indices below keep "next sample" flat in the
 # size of the pool.
-# segmentations holds what a DICOM server was told of a label's file, which its fingerprint names.
+# segmentations holds what a DICOM server was told of a label's file, which its fingerprint names; of a SEG that came
+# from there and became a label, when it was written.
 # Tables whose content is found again by scoring stand in DERIVED.
 STEPS = (
     """
@@ -145,6 +146,7 @@ STEPS = (
     ) WITHOUT ROWID;
     """,
     "ALTER TABLE acquisitions ADD COLUMN scores TEXT NOT NULL DEFAULT '{}';",
+    "ALTER TABLE segmentations ADD COLUMN written REAL;",
 )
 
 DERIVED = ("scores", "codes", "mutual_information")

@@ -146,9 +146,26 @@ def _complete(head: Dataset, step: float) -> None:
         head.SliceThickness = DS(step, auto_format=True)
 
 
+HEAD = (
+    "ManufacturerModelName",
+    "SeriesDescription",
+    "ContentDate",
+    "ContentTime",
+    "ReferencedSeriesSequence",
+    "SegmentSequence",
+)
+"""What the questions below and a look at its age need of a SEG."""
+
+
 def is_ours(instance: Dataset) -> bool:
     """Whether a SEG was made by this app."""
     return str(instance.get("ManufacturerModelName", "")) == MAKER
+
+
+def is_automatic(instance: Dataset) -> bool:
+    """Whether a SEG says of all its segments that no person drew or corrected them."""
+    segments = instance.get("SegmentSequence") or []
+    return bool(segments) and all(segment.get("SegmentAlgorithmType") == "AUTOMATIC" for segment in segments)
 
 
 def is_of_task(instance: Dataset, task: str) -> bool:

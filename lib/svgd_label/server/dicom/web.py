@@ -3,10 +3,10 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -24,6 +24,8 @@ logging.getLogger("dicomweb_client").setLevel(logging.WARNING)
 logging.getLogger("retrying").setLevel(logging.ERROR)
 # What it warns of may be a patient's data.
 warnings.filterwarnings("ignore", module="pydicom")
+
+T = TypeVar("T")
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _TIMEOUT = (5.0, 60.0)  # seconds to connect, and without a byte
@@ -79,17 +81,14 @@ class DicomServer:
         Raises:
             ServerError: no answer, or none that can be understood.
         """
-        found: dict[str, Series] = {}
-        while True:
-            with self._sentences():
-                page = self._client.search_for_series(
-                    search_filters=dict(search_filter), fields=["NumberOfSeriesRelatedInstances"], offset=len(found)
-                )
-                listed = [_series(entry) for entry in page]
-            new = {series.uid: series for series in listed if series is not None and series.uid not in found}
-            if not new:  # the end, or a server that does not count pages
-                return list(found.values())
-            found.update(new)
+
+        def page(offset: int) -> dict[str, Series]:
+            entries = self._client.search_for_series(
+                search_filters=dict(search_filter), fields=["NumberOfSeriesRelatedInstances"], offset=offset
+            )
+            return {series.uid: series for series in map(_series, entries) if series is not None}
+
+        return list(self._all(page).values())
 
     def instances(self, series: Series) -> Iterator[Dataset]:
         """The files of a series, one at a time.
@@ -99,6 +98,39 @@ class DicomServer:
         """
         with self._sentences():
             yield from self._client.iter_series(series.study, series.uid)
+
+    def instance_uids(self, series: Series) -> list[str]:
+        """SOPInstanceUIDs of the instances of a series.
+
+        Raises:
+            ServerError: no answer, or none that can be understood.
+        """
+
+        def page(offset: int) -> dict[str, None]:
+            entries = self._client.search_for_instances(series.study, series.uid, offset=offset)
+            return {uid: None for uid in (_first(entry, "SOPInstanceUID") for entry in entries) if is_uid(uid)}
+
+        return list(self._all(page))
+
+    def head(self, series: Series, uid: str, keywords: Sequence[str]) -> Dataset:
+        """Some attributes of an instance, for which its pixels need not be fetched.
+
+        Raises:
+            ServerError: it is not there.
+        """
+        tags = [f"{tag_for_keyword(keyword):08X}" for keyword in keywords]
+        with self._sentences():
+            entry = self._client.retrieve_instance_metadata(series.study, series.uid, uid)
+            return Dataset.from_json({tag: entry[tag] for tag in tags if tag in entry})
+
+    def instance(self, series: Series, uid: str) -> Dataset:
+        """One file of a series.
+
+        Raises:
+            ServerError: it is not there or came incomplete.
+        """
+        with self._sentences():
+            return self._client.retrieve_instance(series.study, series.uid, uid)
 
     def store(self, instance: Dataset) -> None:
         """Stores one instance; storing it again changes nothing.
@@ -110,6 +142,16 @@ class DicomServer:
             answer = self._client.store_instances([instance])
         if failed := answer.get("FailedSOPSequence"):
             raise ServerError(f"it was refused with the reason {failed[0].get('FailureReason')}", is_outage=False)
+
+    def _all(self, page: Callable[[int], dict[str, T]]) -> dict[str, T]:
+        """What a search finds, from page to page."""
+        found: dict[str, T] = {}
+        while True:
+            with self._sentences():
+                new = {uid: entry for uid, entry in page(len(found)).items() if uid not in found}
+            if not new:  # the end, or a server that does not count pages
+                return found
+            found.update(new)
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -156,19 +198,19 @@ def is_uid(text: object) -> bool:
 
 def _series(entry: Mapping[str, Any]) -> Series | None:
     """Of DICOM's JSON only what is needed: what is wrong with other attributes hides no series."""
-
-    def first(keyword: str) -> Any:
-        values = entry.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value")
-        return values[0] if values else None
-
-    study, uid = first("StudyInstanceUID"), first("SeriesInstanceUID")
+    study, uid = _first(entry, "StudyInstanceUID"), _first(entry, "SeriesInstanceUID")
     if not is_uid(study) or not is_uid(uid):
         if uid not in _TOLD:
             _TOLD.add(uid)
             logger.warning("The DICOM server lists a series without valid UIDs, which is passed over: %.200r", uid)
         return None
     try:
-        count = int(first("NumberOfSeriesRelatedInstances"))
+        count = int(_first(entry, "NumberOfSeriesRelatedInstances"))
     except (TypeError, ValueError):
         count = None
-    return Series(study, uid, str(first("Modality") or ""), count)
+    return Series(study, uid, str(_first(entry, "Modality") or ""), count)
+
+
+def _first(entry: Mapping[str, Any], keyword: str) -> Any:
+    values = entry.get(f"{tag_for_keyword(keyword):08X}", {}).get("Value")
+    return values[0] if values else None

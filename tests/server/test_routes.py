@@ -3,7 +3,13 @@
 import gzip
 import hashlib
 import inspect
+import io
 import json
+import os
+import resource
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +30,7 @@ from svgd_label.server import guards, routes
 from svgd_label.server.body_limit import LIMIT
 from svgd_label.server.datastore import SafeDatastore
 from svgd_label.server.strategy import SVGDStrategy
+from svgd_label.server.temporary import keep_temporary_files_in
 from svgd_label.tasks import Task
 
 
@@ -211,6 +218,73 @@ def test_a_folder_of_dicom_is_one_file_to_a_viewer_without_dicom(client: TestCli
     assert answer.status_code == 422
     assert "even distances; is one missing?" in answer.json()["detail"]
     assert client.post("/activelearning/svgd", json={}).json()["name"] != sample["name"]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+def test_an_upload_for_which_the_disk_has_no_room_is_a_sentence_and_leaves_nothing(
+    client: TestClient, study: Study, temporary: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 2, (20, 20, 20)).astype(np.uint8)
+    file = ("x.nii", nibabel.Nifti1Image(noise, np.eye(4)).to_bytes())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        answers = [
+            client.put("/datastore/label", params={"image": "a"}, files={"label": file}),
+            client.put("/datastore/image", params={"image": "x"}, files={"file": file}),
+            client.post("/infer/svgd", files={"file": file}),
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for answer in answers:
+        assert answer.status_code == 507
+        assert answer.json()["detail"].startswith("Nothing was stored")
+    assert list(temporary.iterdir()) == []
+    assert study.store.list_images() == ["a"]
+
+
+def test_an_upload_longer_than_the_disk_has_room_is_not_begun(client: TestClient) -> None:
+    length = {"Content-Length": str(shutil.disk_usage(tempfile.gettempdir()).free)}
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = client.put("/datastore/echo", content=iter([b"--x"]), headers={**kind, **length})
+    assert answer.status_code == 507
+    assert answer.json()["detail"].startswith("Nothing was stored: ")
+    assert client.put("/datastore/echo", content=b"--x--", headers=kind).status_code != 507
+
+
+def test_temporary_files_lie_in_the_state_folder_and_those_of_a_killed_server_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    keep_temporary_files_in(tmp_path / "state" / "temporary")
+    assert tempfile.gettempdir() == str(tmp_path), "as its operator says"
+    monkeypatch.delenv("TMPDIR")
+    old, new = (tmp_path / "state" / "temporary" / name for name in ("old", "new"))
+    for left in (old, new):
+        left.mkdir(parents=True)
+        (left / "half.nii").write_text("half an upload")
+    os.utime(old, (0, 0))
+    keep_temporary_files_in(tmp_path / "state" / "temporary")
+    with tempfile.NamedTemporaryFile() as file:
+        assert Path(file.name).parent == tmp_path / "state" / "temporary"
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_an_archive_goes_once_it_is_sent(client: TestClient, study: Study) -> None:
+    assert client.get("/datastore/dataset").status_code == 404
+    save(client, {"label_info": INFO})
+    answer = client.get("/datastore/dataset", params={"limit_cases": 1})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert set(archive.namelist()) == {"image/a.nii", "label/a.nii.gz", "metadata.json"}
+    assert list((study.store.studies.folder / ".svgd" / "archives").iterdir()) == []
 
 
 @pytest.mark.parametrize("path", ["/datastore/", "/datastore/image"])

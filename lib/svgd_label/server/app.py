@@ -44,6 +44,7 @@ from svgd_label.server.page import page_routes
 from svgd_label.server.scoring import EntropyMI, paths, scoring_limit
 from svgd_label.server.sessions import remove_expired
 from svgd_label.server.strategy import RandomStrategy, SVGDStrategy
+from svgd_label.server.temporary import keep_temporary_files_in
 from svgd_label.server.trainer import SVGDTrainer
 from svgd_label.server.worker import Worker
 from svgd_label.tasks import Task
@@ -157,6 +158,7 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
 
         dicom = self._dicom
         page = page_routes(self.pool, self.task, self.init_trainers()[MODEL], self.auto_train, ohif=dicom is not None)
+        keep_temporary_files_in(self.pool.database.folder / "temporary")
         login.accept_tokens()
         routes.install(app, page, *([] if dicom is None else [ohif.router, proxy_routes(dicom)]))
         if not settings.MONAI_LABEL_CORS_ORIGINS:  # fixed before an app is loaded, so it can only be told

@@ -1,5 +1,7 @@
-"""A limit on what a request may bring besides files: it would be parsed in memory while everybody waits."""
+"""A limit on what a request may bring: besides files, which is parsed in memory; and with them, which need room."""
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +14,19 @@ _UPLOADS = ("/datastore/", "/infer/", "/session/", "/proxy/dicom/")
 
 
 class BodyLimit:
-    """ASGI app around another that answers 413 where a body is longer than ``LIMIT`` and brings no files."""
+    """ASGI app around another: 413 where a body is longer than ``LIMIT`` and brings none, 507 where files do not fit."""
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         if scope["type"] != "http" or _brings_files(scope):
+            if scope["type"] == "http" and not _has_room(scope):
+                while (await receive()).get("more_body"):  # as below
+                    pass
+                raise HTTPException(
+                    507, "Nothing was stored: the server's disk has no room for a file of this length. Make room there."
+                )
             await self._app(scope, receive, send)
             return
         taken = 0
@@ -36,6 +44,14 @@ class BodyLimit:
             )
 
         await self._app(scope, counted, send)
+
+
+def _has_room(scope: Any) -> bool:
+    """Whether an upload of the announced length fits twice: as it comes, and as a file; not where it is passed on."""
+    length = Headers(scope=scope).get("content-length", "")
+    if not length.isdecimal() or str(scope["path"]).startswith("/proxy/"):
+        return True
+    return 2 * int(length) <= shutil.disk_usage(tempfile.gettempdir()).free
 
 
 def _brings_files(scope: Any) -> bool:

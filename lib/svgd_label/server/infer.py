@@ -155,6 +155,17 @@ def write_map(values: NDArray[np.uint8], affine: NDArray[np.float64], extension:
     """A temporary file in the viewer's format; the caller removes it."""
     with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as file:
         path = Path(file.name)
+    try:
+        _write(path, values, affine, extension, compress=compress)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _write(
+    path: Path, values: NDArray[np.uint8], affine: NDArray[np.float64], extension: str, *, compress: bool
+) -> None:
     if extension == ".nrrd":
         viewed = as_viewed(affine, values.shape)
         if viewed is not affine:
@@ -171,4 +182,3 @@ def write_map(values: NDArray[np.uint8], affine: NDArray[np.float64], extension:
         nrrd.write(str(path), values, header)
     else:
         nibabel.save(nibabel.Nifti1Image(values, affine), path)
-    return path

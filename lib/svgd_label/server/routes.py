@@ -9,7 +9,9 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -72,6 +74,7 @@ def run_inference(
         raise HTTPException(400, "a DICOM SEG is made of saved labels only: ask for image, json or all")
     if file is not None:
         guards.upload(file)
+        session_id = ""  # MONAI Label would take the session's image
     elif session_id:
         session_id = guards.session_name(session_id)
         sessions = app_instance().sessions()
@@ -83,8 +86,8 @@ def run_inference(
     if image and file is None and not _is_in_study(image):
         raise HTTPException(404, f"there is no image {image[:200]!r} in this study")
     # Scribbles, which MONAI Label would take beside the image, are of no use to this model.
-    with _tidied(background_tasks):
-        return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), file, None, output)
+    with _tidied(background_tasks), contextlib.nullcontext(image) if file is None else _received(file) as image:
+        return infer.run_inference(background_tasks, model, image, session_id, json.dumps(given), None, None, output)
 
 
 @router.post("/activelearning/{strategy}")
@@ -146,7 +149,6 @@ def flag(image: str, request: Request, params: Parameters = None, user: User = _
 @router.put("/datastore/label")
 def save_label(
     request: Request,
-    background_tasks: BackgroundTasks,
     image: str,
     label: Annotated[UploadFile, File()],
     params: Annotated[str, Form()] = "{}",
@@ -157,17 +159,18 @@ def save_label(
     guards.upload(label)
     tag = plain_tag(tag or FINAL)
     given = guards.json_object(params)
-    given["client_id"] = _client(request, given, user)
-    store = app_instance().datastore()
-    with _tidied(background_tasks):
-        answer = datastore.save_label(background_tasks, image, json.dumps(given), tag, label, user.username)
-    return {**answer, **store.saved_label(image, tag)}
+    given |= {"client_id": _client(request, given, user), "user": user.username}
+    app = app_instance()
+    store = app.datastore()
+    with _received(label) as file:
+        saved = store.save_label(image, file, tag, given)
+    app.on_save_label(image, saved)
+    return {"image": image, "label": saved, **store.saved_label(image, tag)}
 
 
 @router.put("/datastore/", include_in_schema=False)
 @router.put("/datastore/image")
 def add_image(
-    background_tasks: BackgroundTasks,
     file: Annotated[UploadFile, File()],
     image: str = "",
     params: Annotated[str, Form()] = "{}",
@@ -175,10 +178,10 @@ def add_image(
 ) -> Any:
     """Adds an image; without an id, ``case.1.nii.gz`` is ``case.1``, where MONAI Label would call it ``case``."""
     guards.upload(file)
-    guards.json_object(params)
+    given = {**guards.json_object(params), "user": user.username}
     image = plain_image(image or split_extension(Path(file.filename or "").name)[0])
-    with _tidied(background_tasks):
-        return datastore.add_image(background_tasks, image, params, file, user.username)
+    with _received(file) as path:
+        return {"image": app_instance().datastore().add_image(image, path, given)}
 
 
 @router.get("/datastore/image", dependencies=[_user])
@@ -192,6 +195,14 @@ def download_image(image: str) -> Any:
     except ImageError as error:
         raise HTTPException(503 if error.passing else 422, str(error)) from error
     return Response(content, media_type="application/gzip")
+
+
+@router.get("/datastore/dataset", dependencies=[_annotator])
+def download_dataset(background_tasks: BackgroundTasks, limit_cases: int | None = None) -> Any:
+    """What is labelled as a ZIP file, which goes once it is sent."""
+    answer = datastore.download_dataset(limit_cases)
+    background_tasks.add_task(Path(answer.path).unlink, missing_ok=True)
+    return answer
 
 
 @router.post("/train/{model}", dependencies=[_admin])
@@ -288,12 +299,23 @@ def _not_offered() -> None:
 
 
 @contextlib.contextmanager
-def _tidied(background_tasks: BackgroundTasks | None) -> Iterator[None]:
-    """Removes the temporary files of a request that is refused: FastAPI would do so after good answers only."""
+def _received(upload: UploadFile) -> Iterator[str]:
+    """An upload as a file with its extension, gone at the end; MONAI Label leaves half of it where the disk is full."""
+    extension = "".join(Path(upload.filename or "a.nii.gz").suffixes)
+    with storing(), tempfile.NamedTemporaryFile(suffix=extension) as file:
+        shutil.copyfileobj(upload.file, file)
+        file.flush()
+        yield file.name
+
+
+@contextlib.contextmanager
+def _tidied(background_tasks: BackgroundTasks) -> Iterator[None]:
+    """Removes the temporary files of a request that fails: FastAPI would do so after good answers only."""
     try:
-        yield
-    except HTTPException:
-        for task in background_tasks.tasks if background_tasks else ():
+        with storing():
+            yield
+    except BaseException:
+        for task in background_tasks.tasks:
             task.func(*task.args, **task.kwargs)
         raise
 
@@ -308,19 +330,26 @@ def _in_threads() -> APIRouter:
     return threaded
 
 
+def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine that awaits nothing returns."""
+    try:
+        coroutine.send(None)
+    except StopIteration as finished:
+        return finished.value
+    raise RuntimeError(f"{coroutine} awaits something")
+
+
 def _plain(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """An ``async`` function that awaits nothing, as one that is not ``async`` and meets checked arguments only."""
 
     def run(**arguments: Any) -> Any:
         coroutine = endpoint(**guards.checked(arguments))
-        try:
-            with _tidied(arguments.get("background_tasks")):
-                coroutine.send(None)
-        except StopIteration as finished:
-            if isinstance(finished.value, FileResponse) and not Path(finished.value.path).is_file():
-                raise HTTPException(404, "there is no such file") from None
-            return finished.value
-        raise RuntimeError(f"{endpoint.__name__} awaits something")
+        background_tasks = arguments.get("background_tasks")
+        with contextlib.nullcontext() if background_tasks is None else _tidied(background_tasks):
+            answer = _result(coroutine)
+        if isinstance(answer, FileResponse) and not Path(answer.path).is_file():
+            raise HTTPException(404, "there is no such file")
+        return answer
 
     # Not functools.wraps: FastAPI would look through it and find the async function.
     signature = inspect.signature(endpoint, eval_str=True)

@@ -14,7 +14,7 @@ _UPLOADS = ("/datastore/", "/infer/", "/session/", "/proxy/dicom/")
 
 
 class BodyLimit:
-    """ASGI app around another: 413 where a body is longer than ``LIMIT`` and brings none, 507 where files do not fit."""
+    """ASGI app around another: 413 for a body longer than ``LIMIT`` without files, 507 for files that do not fit."""
 
     def __init__(self, app: Callable[..., Any]) -> None:
         self._app = app

@@ -252,9 +252,11 @@ def test_what_an_earlier_version_noted_of_a_series_still_counts(
         )
     store.mirror.synchronise()
     assert store.get_labeled_images() == []
-    store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("second",), written="20990102", series=series)
-    store.mirror.synchronise()
-    assert drawn(store, uid) == 2
+    for structure, value in (("second", 2), ("third tumour", 3)):
+        written = f"2099010{value}"
+        store_theirs(orthanc, store, uid, label_map(store, uid, 1), (structure,), written=written, series=series)
+        store.mirror.synchronise()
+        assert drawn(store, uid) == value
 
 
 def test_an_automatic_seg_replaces_no_label_and_serves_where_there_is_none(

@@ -187,11 +187,13 @@ def add_image(
 @router.get("/datastore/image", dependencies=[_user])
 def download_image(image: str) -> Any:
     """An image's file; of one that is a folder of DICOM files a NIfTI file, since a viewer without DICOM wants one."""
-    folder = Path(app_instance().datastore().get_image_uri(plain_image(image)))
-    if not folder.is_dir():
+    path = app_instance().datastore().get_image_uri(plain_image(image))
+    if not path:
+        raise unknown_image(image)
+    if not Path(path).is_dir():
         return datastore.download_image(image)
     try:
-        content = slicer.as_nifti(folder)
+        content = slicer.as_nifti(Path(path))
     except ImageError as error:
         raise HTTPException(503 if error.passing else 422, str(error)) from error
     return Response(content, media_type="application/gzip")

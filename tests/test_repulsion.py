@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from svgd_label.checkpoint import new_committee
 from svgd_label.errors import UserError
-from svgd_label.experiments import repulsion
 from svgd_label.experiments.dataset import Dataset
-from svgd_label.experiments.repulsion import ARMS, Arm, Observer, Step, auroc, calibration, measure, study, terms
-from svgd_label.experiments.repulsion_figure import draw, table
+from svgd_label.experiments.repulsion import study as repulsion
+from svgd_label.experiments.repulsion.figure import draw, table
+from svgd_label.experiments.repulsion.study import ARMS, Arm, Observer, Step, auroc, calibration, measure, study, terms
 from svgd_label.svgd import Committee, phi
 from svgd_label.tasks import Task
 from svgd_label.training import train

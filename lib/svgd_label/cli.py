@@ -134,8 +134,8 @@ def repulsion(
     folder: Annotated[Path, typer.Option(help="Where runs, table and figure go.")] = ROOT / "results" / "repulsion",
 ) -> None:
     """Measure drive and repulsion of SVGD against a plain ensemble; finished runs are not run again."""
-    from svgd_label.experiments.repulsion import read, study
-    from svgd_label.experiments.repulsion_figure import draw, table
+    from svgd_label.experiments.repulsion.figure import draw, table
+    from svgd_label.experiments.repulsion.study import read, study
     from svgd_label.tasks import load_task
 
     keep_freed_memory()
@@ -221,7 +221,7 @@ def report(
     ] = None,
 ) -> None:
     """Write what a run has shown as one HTML page, with its figures."""
-    from svgd_label.experiments.report import write_report
+    from svgd_label.experiments.report.page import write_report
     from svgd_label.experiments.run import Run
 
     typer.echo(write_report(Run.open(run), out or run / "report", data=data, licence=licence))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from svgd_label.experiments.conclusion import beaten, conclude, evidence
+from svgd_label.experiments.report.conclusion import beaten, conclude, evidence
 
 Difference = list[float | None] | None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.conftest import save_nifti
 
-from svgd_label.experiments.floor import floor
+from svgd_label.experiments.report.floor import floor
 from svgd_label.tasks import Task
 from svgd_label.training import Case
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-from svgd_label.experiments.findings import Findings
-from svgd_label.experiments.report import table
+from svgd_label.experiments.report.findings import Findings
+from svgd_label.experiments.report.page import table
 from svgd_label.experiments.run import Run
 
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from svgd_label.cli import app
 from svgd_label.experiments.experiment import ExperimentError
-from svgd_label.experiments.figures import AGAIN, FIRST, picks
-from svgd_label.experiments.findings import Findings
-from svgd_label.experiments.report import write_report
+from svgd_label.experiments.report.figures import AGAIN, FIRST, picks
+from svgd_label.experiments.report.findings import Findings
+from svgd_label.experiments.report.page import write_report
+from svgd_label.experiments.report.statistics import summarise
 from svgd_label.experiments.run import Run
-from svgd_label.experiments.statistics import summarise
 
 ADDRESSES = ("src", "href", "xlink:href", "data", "action", "poster", "srcset")
 

@@ -7,8 +7,7 @@ import pytest
 from scipy import stats
 from tests.experiments.conftest import line
 
-from svgd_label.experiments.run import Run
-from svgd_label.experiments.statistics import (
+from svgd_label.experiments.report.statistics import (
     areas_by_volume,
     aubc,
     bootstrap,
@@ -18,6 +17,7 @@ from svgd_label.experiments.statistics import (
     paired_p,
     summarise,
 )
+from svgd_label.experiments.run import Run
 
 
 def test_the_last_committee_of_a_budget_counts_and_lines_lead_from_one_to_the_next() -> None:

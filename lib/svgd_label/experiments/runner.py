@@ -12,8 +12,8 @@ from svgd_label.errors import UserError
 from svgd_label.experiments import replay, through_server
 from svgd_label.experiments.experiment import FULL, INITIAL, ExperimentError
 from svgd_label.experiments.replay import Job
+from svgd_label.experiments.report.statistics import write_summary
 from svgd_label.experiments.run import Run
-from svgd_label.experiments.statistics import write_summary
 from svgd_label.process import keep_freed_memory
 
 logger = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 import svgd_label
-from svgd_label.experiments import figures
-from svgd_label.experiments.conclusion import conclude, evidence
 from svgd_label.experiments.experiment import ExperimentError
-from svgd_label.experiments.findings import Findings
 from svgd_label.experiments.pictures import tile
 from svgd_label.experiments.progress import duration
+from svgd_label.experiments.report import figures
+from svgd_label.experiments.report.conclusion import conclude, evidence
+from svgd_label.experiments.report.findings import Findings
+from svgd_label.experiments.report.statistics import SEEDS_FOR_INTERVALS
 from svgd_label.experiments.run import Run, write_json
-from svgd_label.experiments.statistics import SEEDS_FOR_INTERVALS
 
 PAGE = "report.html"
 TABLE = "table.md"
@@ -86,7 +86,7 @@ def _render(template: str, found: Findings, **more: Any) -> str:
     html = template.endswith(".html.j2")
     environment = Environment(autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "signed": _signed, "interval": _interval, "duration": duration}
-    text = (files("svgd_label.experiments") / template).read_text(encoding="utf-8")
+    text = (files("svgd_label.experiments.report") / template).read_text(encoding="utf-8")
     said = {name: say(found.summary, found.claimed) for name, say in (("conclusion", conclude), ("evidence", evidence))}
     return environment.from_string(text).render(found=found, **said, **more) + "\n"
 

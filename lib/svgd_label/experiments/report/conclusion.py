@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svgd_label.experiments.experiment import BASELINES
-from svgd_label.experiments.statistics import SEEDS_FOR_INTERVALS
+from svgd_label.experiments.report.statistics import SEEDS_FOR_INTERVALS
 
 LEVEL = 0.05
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from svgd_label.experiments.repulsion import ARMS
+from svgd_label.experiments.repulsion.study import ARMS
 
 MEASURES = ("dice", "particle_dice", "disagreement", "jsd", "ece", "brier", "nll", "auroc", "rank")
 MAIN = {"svgd": "tab:blue", "ensemble": "tab:orange"}

@@ -12,12 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from svgd_label.errors import UserError
-from svgd_label.experiments.conclusion import beaten
 from svgd_label.experiments.dataset import Dataset
 from svgd_label.experiments.experiment import BASELINES, FULL
-from svgd_label.experiments.floor import floor
-from svgd_label.experiments.run import Run
-from svgd_label.experiments.statistics import (
+from svgd_label.experiments.report.conclusion import beaten
+from svgd_label.experiments.report.floor import floor
+from svgd_label.experiments.report.statistics import (
     areas_by_volume,
     areas_of,
     bootstrap,
@@ -25,6 +24,7 @@ from svgd_label.experiments.statistics import (
     paired,
     summarise,
 )
+from svgd_label.experiments.run import Run
 
 PAPER = {"hippocampus": 0.2269, "pancreas": 0.4885}
 """Share of the data with which the paper (Nath et al., IEEE TMI 2020) reached the accuracy of all labels."""

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from svgd_label.experiments.experiment import BASELINES
-from svgd_label.experiments.statistics import Vector, areas_of, paired
+from svgd_label.experiments.report.statistics import Vector, areas_of, paired
 
 INK = "#1b1c1d"
 """Of text and axes: in the page it becomes the colour of the page's text."""

@@ -1,0 +1,1 @@
+"""What a run has shown: statistics, the sentence that they allow, figures, and one page."""

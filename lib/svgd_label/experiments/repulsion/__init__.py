@@ -1,0 +1,1 @@
+"""The study of drive and repulsion of SVGD against a plain ensemble."""

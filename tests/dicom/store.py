@@ -14,6 +14,7 @@ from tests.dicom.series import AXIAL, TILTED, labels_on_grid, make_series
 from svgd_label.images import geometry
 from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
+from svgd_label.server.dicom.takeover import Takeover
 
 Open = Callable[[], DicomDatastore]
 
@@ -52,3 +53,22 @@ def state(store: DicomDatastore, image: str) -> dict[str, Any]:
     found: dict[str, Any] = store.json()["objects"][image]["labels"]["final"]["info"]["dicom_seg"]
     assert found == store.get_label_info(image, "final")["dicom_seg"]
     return found
+
+
+def takeover(store: DicomDatastore) -> Takeover:
+    found = store.mirror._look_further.__self__  # type: ignore[attr-defined]
+    assert isinstance(found, Takeover)
+    return found
+
+
+def drawn(store: DicomDatastore, image: str) -> int:
+    """The only value of the label, whose shape is always the same."""
+    values = np.asarray(nibabel.load(store.get_label_uri(image, "final")).dataobj)
+    np.testing.assert_array_equal(values, label_map(store, image, int(values.max())))
+    return int(values.max())
+
+
+def later(store: DicomDatastore) -> None:
+    """The next look after the pauses."""
+    takeover(store)._patience.keep([])
+    store.mirror.synchronise()

@@ -1,7 +1,6 @@
-"""SEGs that other programs stored become labels; our own are known again."""
+"""SEGs that other programs stored become labels."""
 
 import errno
-import shutil
 import time
 from pathlib import Path
 
@@ -12,14 +11,14 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 from tests.dicom.series import AXIAL, make_series
-from tests.dicom.store import Open, instances, label_map, load, save, state
+from tests.dicom.store import drawn, instances, label_map, later, load, save, state, takeover
 
 from svgd_label.images import ImageError, geometry
 from svgd_label.labels import LabelError
 from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
 from svgd_label.server.dicom.segmentation import MAKER, Origin, make_segmentation
-from svgd_label.server.dicom.takeover import Takeover, _written
+from svgd_label.server.dicom.takeover import _written
 from svgd_label.server.dicom.web import Series, ServerError
 
 pytestmark = pytest.mark.slow
@@ -54,25 +53,6 @@ def store_theirs(
     theirs.ContentDate = written
     store.server.store(theirs)
     return str(theirs.SeriesInstanceUID)
-
-
-def takeover(store: DicomDatastore) -> Takeover:
-    found = store.mirror._look_further.__self__  # type: ignore[attr-defined]
-    assert isinstance(found, Takeover)
-    return found
-
-
-def drawn(store: DicomDatastore, image: str) -> int:
-    """The only value of the label, whose shape is always the same."""
-    values = np.asarray(nibabel.load(store.get_label_uri(image, "final")).dataobj)
-    np.testing.assert_array_equal(values, label_map(store, image, int(values.max())))
-    return int(values.max())
-
-
-def later(store: DicomDatastore) -> None:
-    """The next look after the pauses."""
-    takeover(store)._patience.keep([])
-    store.mirror.synchronise()
 
 
 def test_a_seg_that_another_program_stored_becomes_the_label_by_its_names_and_is_not_sent_back(
@@ -321,72 +301,6 @@ def test_a_server_that_goes_away_between_two_segs_is_not_asked_for_the_rest(
     monkeypatch.undo()
     later(store)
     assert drawn(store, uid) == 1
-
-
-def test_our_own_segs_are_known_again_after_the_index_was_lost(
-    orthanc: Orthanc, open_store: Open, tmp_path: Path
-) -> None:
-    uid = load(orthanc, tmp_path)
-    store = open_store()
-    store.mirror.synchronise()
-    save(store, uid, label_map(store, uid), tmp_path)
-    store.outbox.send()
-    store.close()
-    for file in (tmp_path / "state").glob("state.sqlite*"):
-        file.unlink()
-    again = open_store()
-    again.remove_label(uid, "final")
-    again.mirror.synchronise()
-    assert again.get_labeled_images() == [], "or a deleted label would come back"
-
-
-def test_where_all_state_was_lost_the_labels_are_those_that_were_sent(
-    orthanc: Orthanc, open_store: Open, tmp_path: Path
-) -> None:
-    uid = load(orthanc, tmp_path)
-    store = open_store()
-    store.mirror.synchronise()
-    for value in (1, 2):
-        save(store, uid, label_map(store, uid, value), tmp_path)
-        store.outbox.send()
-    store.close()
-    shutil.rmtree(tmp_path / "state")
-    again = open_store()
-    again.mirror.synchronise()
-    again.outbox.send()
-    assert again.get_labeled_images() == [uid]
-    np.testing.assert_array_equal(
-        np.asarray(nibabel.load(again.get_label_uri(uid, "final")).dataobj), label_map(again, uid, 2)
-    )
-    assert len(instances(orthanc)) == 2, "nothing is sent back"
-
-
-def test_where_all_state_was_lost_a_newer_label_whose_download_broke_off_is_not_lost(
-    orthanc: Orthanc, open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uid = load(orthanc, tmp_path)
-    store = open_store()
-    store.mirror.synchronise()
-    for value in (1, 2, 3):
-        save(store, uid, label_map(store, uid, value), tmp_path)
-        store.outbox.send()
-    newest = state(store, uid)["SOPInstanceUID"]
-    store.close()
-    shutil.rmtree(tmp_path / "state")
-    again = open_store()
-    fetch = again.server.instance
-
-    def break_off(series: Series, instance: str) -> Dataset:
-        if instance == newest:
-            raise ServerError("broke off", is_outage=False)
-        return fetch(series, instance)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(again.server, "instance", break_off)
-        again.mirror.synchronise()
-    assert drawn(again, uid) == 2, "meanwhile"
-    later(again)
-    assert drawn(again, uid) == 3
 
 
 def test_a_label_of_another_task_on_the_same_server_is_none_of_this_one(

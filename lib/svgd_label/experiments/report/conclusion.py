@@ -43,18 +43,19 @@ def conclude(summary: Mapping[str, Any], claimed: str | None) -> str:
     tested = [name for name in compared if name in (arm["p_holm"] or {})]
     if not tested:
         return f"No claim can be made with fewer than {SEEDS_FOR_INTERVALS} seeds; so far, {_so_far(arm, claimed)}."
+    won, lost = beaten(arm), _behind(arm)
     verdicts = {
-        "beats {}": (beaten(arm), "and"),
-        "is worse than {}": (_behind(arm), "and"),
-        "is not shown to beat {}": ([n for n in tested if n not in (*beaten(arm), *_behind(arm))], "or"),
+        "beats {}": (won, "and"),
+        "is worse than {}": (lost, "and"),
+        "is not shown to beat {}": ([name for name in tested if name not in (*won, *lost)], "or"),
     }
     parts = [(words.format(_listed(names, last)), names) for words, (names, last) in verdicts.items() if names]
     parts.sort(key=lambda part: "random" not in part[1])  # what it is against chance comes first
-    but = "but" if len(parts) == 2 and beaten(arm) else "and"
+    but = "but" if len(parts) == 2 and won else "and"
     verdict = f"{claimed} {_listed([words for words, _ in parts], but)}"
     if untested := [name for name in compared if name not in tested]:
         verdict += f"; it shares too few seeds with {_listed(untested)} for a claim"
-    if "random" in tested and "random" not in beaten(arm):
+    if "random" in tested and "random" not in won:
         others = [name for name, other in arms.items() if name != claimed and _above_random(other)]
         verdict += (
             f"; of the others, {_listed(others)} {'has' if len(others) == 1 else 'have'} an interval above random, but "

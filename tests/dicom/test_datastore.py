@@ -1,5 +1,6 @@
 """Series are mirrored, labels come back as SEG, and a server that is away, empty or wrong costs nothing."""
 
+import errno
 import fcntl
 import gzip
 import logging
@@ -60,7 +61,7 @@ def test_a_series_becomes_an_image_with_what_a_viewer_needs_to_find_it(
 
 
 def test_what_is_there_is_not_fetched_again_and_what_has_grown_is_when_it_rests(
-    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uid = make_series(tmp_path / "files", AXIAL)
     late = sorted((tmp_path / "files").iterdir())[3]
@@ -74,8 +75,14 @@ def test_what_is_there_is_not_fetched_again_and_what_has_grown_is_when_it_rests(
     orthanc.ask("POST", "/instances", data=(tmp_path / "late.dcm").read_bytes())
     store.mirror.synchronise()
     assert len(list(folder.iterdir())) == AXIAL.shape[2] - 1, "it may still be growing"
+    with monkeypatch.context() as patched:  # the disk is full once both are on it
+        patched.setattr(store.mirror, "_describe", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        store.mirror.synchronise()
+    store.mirror._patience.keep([])
     store.mirror.synchronise()
     assert len(list(folder.iterdir())) == AXIAL.shape[2]
+    assert store.get_image_info(uid)["NumberOfSeriesRelatedInstances"] == AXIAL.shape[2]
+    assert [path.name for path in (tmp_path / "state" / "incoming").iterdir()] == []
 
 
 def test_a_series_that_arrives_while_the_server_restarts_is_fetched_when_it_rests(
@@ -208,9 +215,10 @@ def test_only_one_of_two_servers_with_one_state_follows_the_dicom_server(
 
 
 def test_a_lost_index_is_made_again_without_fetching(orthanc: Orthanc, open_store: Open, tmp_path: Path) -> None:
-    uid = load(orthanc, tmp_path)
+    uid, damaged = load(orthanc, tmp_path), load(orthanc, tmp_path, seed=1)
     store = open_store()
     store.mirror.synchronise()
+    min(Path(store.get_image_uri(damaged)).iterdir()).write_bytes(b"no DICOM any more")
     folder, info = Path(store.get_image_uri(uid)), store.get_image_info(uid)
     before = folder.stat().st_ino
     for file in (tmp_path / "state").glob("state.sqlite*"):

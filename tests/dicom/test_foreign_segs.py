@@ -2,6 +2,7 @@
 
 import errno
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -18,7 +19,7 @@ from svgd_label.labels import LabelError
 from svgd_label.server.dicom.datastore import DicomDatastore
 from svgd_label.server.dicom.orthanc import Orthanc
 from svgd_label.server.dicom.segmentation import MAKER, Origin, make_segmentation
-from svgd_label.server.dicom.takeover import _written
+from svgd_label.server.dicom.takeover import _Candidate, _dated, _readings
 from svgd_label.server.dicom.web import Series, ServerError
 
 pytestmark = pytest.mark.slow
@@ -337,17 +338,67 @@ def test_of_several_segs_the_newest_counts_and_one_whose_series_comes_later_wait
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "UTC"])
-@pytest.mark.parametrize("is_local", [True, False])
-def test_a_seg_was_written_in_the_past(monkeypatch: pytest.MonkeyPatch, zone: str, is_local: bool) -> None:
-    """One of ten minutes ago must not replace a label of one minute ago, whichever time it was written in."""
-    monkeypatch.setenv("TZ", zone)
-    time.tzset()
-    try:
-        written = time.time() - 600
-        moment = time.localtime(written) if is_local else time.gmtime(written)
-        theirs = Dataset()
-        theirs.ContentDate, theirs.ContentTime = time.strftime("%Y%m%d", moment), time.strftime("%H%M%S", moment)
-        assert _written(theirs) <= time.time() - 599
-    finally:
+class TestWritten:
+    """When a SEG was written, in a place whose clock shows another time than UTC."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, monkeypatch: pytest.MonkeyPatch, zone: str) -> Iterator[None]:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        yield
         monkeypatch.undo()
         time.tzset()
+
+    @staticmethod
+    def head(ago: float, *, is_local: bool) -> Dataset:
+        moment = time.localtime(time.time() - ago) if is_local else time.gmtime(time.time() - ago)
+        theirs = Dataset()
+        theirs.ContentDate, theirs.ContentTime = time.strftime("%Y%m%d", moment), time.strftime("%H%M%S", moment)
+        return theirs
+
+    @staticmethod
+    def ago(*heads: Dataset) -> list[float]:
+        found = [_Candidate(Series("1", "1.1", "SEG", None), "1.1.1", _readings(head), False) for head in heads]
+        return [time.time() - candidate.written for candidate in _dated(found)]
+
+    @pytest.mark.parametrize("is_local", [True, False])
+    def test_never_in_the_future(self, is_local: bool) -> None:
+        """One of ten minutes ago must not replace a label of one minute ago, whichever time it was written in."""
+        assert self.ago(self.head(600, is_local=is_local))[0] >= 599
+
+    @pytest.mark.parametrize("is_local", [True, False])
+    def test_the_later_of_two_stays_the_later(self, is_local: bool) -> None:
+        """Although that of an hour and a half ago could be of half an hour ago, in Berlin."""
+        first, second = self.ago(self.head(5400, is_local=is_local), self.head(3240, is_local=is_local))
+        assert first - second == pytest.approx(2160, abs=2)
+
+    def test_where_it_is_sure_it_is_believed(self) -> None:
+        ours, theirs = self.head(5400, is_local=True), self.head(5400, is_local=True)
+        ours.ManufacturerModelName = MAKER
+        theirs.TimezoneOffsetFromUTC = time.strftime("%z", time.localtime(time.time() - 5400))
+        assert self.ago(ours, theirs) == pytest.approx([5400, 5400], abs=2)
+
+    def test_where_nothing_is_said_it_has_just_come(self) -> None:
+        assert _dated([_Candidate(Series("1", "1.1", "SEG", None), "1.1.1", _readings(Dataset()), False)])[
+            0
+        ].written == float("inf")
+
+
+def test_a_server_that_lists_segs_and_gives_out_none_is_away(
+    orthanc: Orthanc, store: DicomDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of many would cost a minute of waiting, while no new series comes."""
+    uid = load(orthanc, tmp_path)
+    store.mirror.synchronise()
+    for _ in range(4):
+        store_theirs(orthanc, store, uid, label_map(store, uid, 1), ("first",))
+    asked = []
+
+    def hang(series: Series, instance: str, names: object) -> Dataset:
+        asked.append(instance)
+        raise ServerError("no answer", is_outage=True)
+
+    monkeypatch.setattr(store.server, "head", hang)
+    with pytest.raises(ServerError, match="no answer"):
+        takeover(store).look()
+    assert len(asked) == 2

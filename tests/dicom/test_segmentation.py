@@ -9,6 +9,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from pydicom import Dataset
 from pydicom.uid import generate_uid
 from skimage.color import lab2rgb
 from tests.dicom.series import AXIAL, GEOMETRIES, Geometry, labels_on_frame, labels_on_grid, make_series
@@ -18,6 +19,7 @@ from svgd_label.server.dicom.segmentation import (
     Origin,
     SegmentationError,
     colour,
+    is_automatic,
     is_ours,
     make_segmentation,
     read_segmentation,
@@ -98,6 +100,23 @@ def test_names_codes_and_colours_go_by_value_and_the_origin_is_told(tmp_path: Pa
     assert is_ours(made)
     assert referenced_series(made) == series
     assert made.SeriesInstanceUID != series
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([("AUTOMATIC", "Finder"), ("AUTOMATIC", "Finder")], True),
+        ([("AUTOMATIC", "Finder"), ("MANUAL", "")], False),
+        ([("AUTOMATIC", "MONAILABEL")], False),  # MONAI Label's own datastore, of what annotators have saved
+        ([], False),
+    ],
+)
+def test_a_seg_that_no_person_drew_is_known(kinds: list[tuple[str, str]], expected: bool) -> None:
+    made = Dataset()
+    made.SegmentSequence = [Dataset() for _ in kinds]
+    for segment, (kind, name) in zip(made.SegmentSequence, kinds, strict=True):
+        segment.SegmentAlgorithmType, segment.SegmentAlgorithmName = kind, name
+    assert is_automatic(made) is expected
 
 
 def test_the_first_colour_is_red_when_a_viewer_turns_it_back() -> None:

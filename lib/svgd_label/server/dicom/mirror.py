@@ -164,7 +164,7 @@ class Mirror:
             if isinstance(row["count"], int):
                 found[uid] = row["count"]
             else:  # the index was lost and made again from the files, or a client of an earlier version wrote there
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(Exception):  # whatever is wrong with it must not keep the others away
                     self._describe(uid, None)
                 found[uid] = len(list((self._studies.folder / uid).glob("*.dcm")))
         return found
@@ -202,6 +202,7 @@ class Mirror:
             raise ValueError(f"{count} of {series.instances} files came")
         sync_folder(temporary)
         target, previous = self._studies.folder / series.uid, self._incoming / f"{series.uid}.previous"
+        shutil.rmtree(previous, ignore_errors=True)  # of a try that could not be committed
         # No label of the old series is stored for the new one; the watcher never sees the moment between.
         with self._changing, self._studies.database.transaction():
             if target.exists():

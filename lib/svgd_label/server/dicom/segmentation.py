@@ -151,6 +151,7 @@ HEAD = (
     "SeriesDescription",
     "ContentDate",
     "ContentTime",
+    "TimezoneOffsetFromUTC",
     "ReferencedSeriesSequence",
     "SegmentSequence",
 )
@@ -163,9 +164,15 @@ def is_ours(instance: Dataset) -> bool:
 
 
 def is_automatic(instance: Dataset) -> bool:
-    """Whether a SEG says of all its segments that no person drew or corrected them."""
+    """Whether a SEG says of all its segments that no person drew or corrected them.
+
+    MONAI Label's own datastore says so of every label that an annotator saves.
+    """
     segments = instance.get("SegmentSequence") or []
-    return bool(segments) and all(segment.get("SegmentAlgorithmType") == "AUTOMATIC" for segment in segments)
+    return bool(segments) and all(
+        segment.get("SegmentAlgorithmType") == "AUTOMATIC" and segment.get("SegmentAlgorithmName") != "MONAILABEL"
+        for segment in segments
+    )
 
 
 def is_of_task(instance: Dataset, task: str) -> bool:

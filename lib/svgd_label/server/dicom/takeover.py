@@ -1,14 +1,15 @@
 """SEGs that are on the server and not known here, such as OHIF's own "store segmentation": labels, each once."""
 
+import contextlib
+import dataclasses
 import datetime
 import logging
+import math
 import sqlite3
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +43,15 @@ _NEVER = 0.0
 _CLOCKS_APART = 60.0  # seconds that the clock of who wrote a SEG may be ahead
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """A SEG that may become a label, and when it was written, in seconds since 1970."""
+    """A SEG that may become a label; when it was written, in seconds since 1970, may be known but for the time zone."""
 
     series: Series
     uid: str
-    written: float
+    readings: tuple[float, float]
     is_automatic: bool
+    written: float = _NEVER
 
     @property
     def standing(self) -> float:
@@ -100,7 +102,9 @@ class Takeover:
                 self._patience.done(series.uid)
             for uid in unread:
                 with self._each(uid):
-                    self._consider(series, uid, self._server.head(series, uid, HEAD), candidates)
+                    head = self._server.head(series, uid, HEAD)
+                    self._lost = 0
+                    self._consider(series, uid, head, candidates)
         taken = False
         try:
             for image, found in candidates.items():
@@ -109,7 +113,7 @@ class Takeover:
             if taken:
                 self._on_label()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _each(self, uid: str) -> Iterator[None]:
         """Whatever is wrong with one series or instance keeps no other away, and is tried again."""
         try:
@@ -124,8 +128,6 @@ class Takeover:
                 self._lost += 1
                 if self._lost == LOST_AT_MOST:  # rather the server's fault, which may take a minute to fail each time
                     raise
-        else:
-            self._lost = 0
 
     def _unseen(self) -> list[Series]:
         """SEG series with instances of which nothing is known here, or which show a series that has come."""
@@ -169,7 +171,7 @@ class Takeover:
         self, series: Series, uid: str, head: Dataset, candidates: defaultdict[str, list[_Candidate]]
     ) -> None:
         image = referenced_series(head) or ""
-        candidate = _Candidate(series, uid, _written(head), is_automatic(head))
+        candidate = _Candidate(series, uid, _readings(head), is_automatic(head))
         if not self._is_here(image):
             self._elsewhere[series.uid][uid] = image
             if not image:
@@ -205,7 +207,7 @@ class Takeover:
     def _take_best(self, image: str, candidates: list[_Candidate]) -> bool:
         """Takes the best that is accepted, after which the others are older."""
         taken = False
-        for candidate in sorted(candidates, key=lambda c: (c.standing, c.written), reverse=True):
+        for candidate in sorted(_dated(candidates), key=lambda c: (c.standing, c.written), reverse=True):
             with self._each(candidate.uid):
                 if taken:
                     self._note(image, candidate, "older")
@@ -217,6 +219,7 @@ class Takeover:
         if self._is_outdone(image, candidate):
             return False
         instance = self._server.instance(candidate.series, candidate.uid)
+        self._lost = 0
         try:
             if not self._save(image, candidate, instance):
                 return False
@@ -303,17 +306,33 @@ def _sentence(error: Exception) -> str:
     return str(getattr(error, "detail", error))
 
 
-def _written(instance: Dataset) -> float:
-    """When a SEG was written, in seconds since 1970; infinite where it does not say.
+def _dated(candidates: list[_Candidate]) -> list[_Candidate]:
+    """The SEGs of one image, dated: the later reading, since they have only just come, unless that is still to come.
 
-    Some programs write the local time, some UTC. It has only just come, so the later of the two is believed, unless
-    that is still to come.
+    The same reading for all, so that their order is kept.
+    """
+    now = time.time() + _CLOCKS_APART
+    reading = 0 if any(now < c.readings[1] < math.inf for c in candidates) else 1
+    return [dataclasses.replace(c, written=c.readings[reading]) for c in candidates]
+
+
+def _readings(instance: Dataset) -> tuple[float, float]:
+    """When a SEG was written, in seconds since 1970: the earlier and the later reading; infinite where it does not say.
+
+    Some programs write the local time, as this one does, some UTC, and few say which.
     """
     try:
         second, fraction = str(instance.ContentTime)[:6], float(f"0{str(instance.ContentTime)[6:]}")
         moment = datetime.datetime.strptime(f"{instance.ContentDate}{second}", "%Y%m%d%H%M%S")
         moment += datetime.timedelta(seconds=fraction)
     except (AttributeError, ValueError):
-        return float("inf")
-    readings = sorted((moment.timestamp(), moment.replace(tzinfo=datetime.timezone.utc).timestamp()))
-    return readings[1] if readings[1] <= time.time() + _CLOCKS_APART else readings[0]
+        return math.inf, math.inf
+    local = moment.timestamp()
+    with contextlib.suppress(ValueError):
+        if offset := instance.get("TimezoneOffsetFromUTC"):
+            local = datetime.datetime.strptime(f"{moment:%Y%m%d%H%M%S}{offset}", "%Y%m%d%H%M%S%z").timestamp()
+            return local, local
+    if is_ours(instance):
+        return local, local
+    utc = moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+    return min(local, utc), max(local, utc)

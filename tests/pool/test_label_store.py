@@ -205,9 +205,12 @@ def test_leftovers_of_killed_saves_are_no_labels_and_go_after_an_hour(
     backup = half.with_name(".previous-x.nii.gz")
     backup.hardlink_to(old)  # as a save does with the label that it replaces
     old.unlink()
+    series = half.with_name(".previous-y")  # a folder of DICOM files, as of a deletion that was killed
+    series.mkdir()
+    (series / "1.dcm").write_text("patient")
     assert studies.reconcile() == 0
     studies.remove_leftovers()
-    assert sorted(half.parent.iterdir()) == sorted([half, unwritten, backup])
+    assert sorted(half.parent.iterdir()) == sorted([half, unwritten, backup, series])
     later = time.time() + 3601
     monkeypatch.setattr("svgd_label.pool.files.time.time", lambda: later)
     studies.remove_leftovers()

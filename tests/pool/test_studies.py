@@ -298,3 +298,27 @@ def test_labels_that_are_a_link_out_as_a_whole_are_left_out(studies: Studies, fo
     (folder / "labels").symlink_to(tmp_path / "outside")
     studies.reconcile()
     assert (studies.tags(), studies.label_path("a", "final")) == ([], None)
+
+
+def test_labels_that_have_become_a_link_out_are_not_taken_for_deleted(
+    studies: Studies, folder: Path, tmp_path: Path
+) -> None:
+    put(folder / "a.nii")
+    put(folder / "labels/final/a.nii.gz")
+    studies.reconcile()
+    known = [case.image for case in studies.pool.training_list()]
+    shutil.move(folder / "labels/final", tmp_path / "outside")
+    (folder / "labels/final").symlink_to(tmp_path / "outside")
+    assert studies.reconcile() == 0
+    assert [case.image for case in studies.pool.training_list()] == known == ["a"]
+    assert studies.label_path("a", "final") is None
+
+
+def test_a_label_that_has_just_become_a_link_out_is_not_read(studies: Studies, folder: Path, tmp_path: Path) -> None:
+    put(folder / "a.nii")
+    put(folder / "labels/final/a.nii.gz")
+    studies.reconcile()
+    put(tmp_path / "private.nii.gz", "private")
+    (folder / "labels/final/a.nii.gz").unlink()
+    (folder / "labels/final/a.nii.gz").symlink_to(tmp_path / "private.nii.gz")
+    assert studies.label_path("a", "final") is None

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tests.server.store import INFO, SHAPE, refusal, stored, values, write
 
+from svgd_label.errors import UserError
 from svgd_label.labels import convert_label
 from svgd_label.pool import Database, RankingRow
 from svgd_label.server.datastore import SafeDatastore
@@ -174,6 +175,34 @@ def test_adding_and_removing_images(store: SafeDatastore, tmp_path: Path, upload
     assert not (folder / "d.nii.gz").exists()
     assert not (folder / "labels/final/d.nii.gz").exists()
     assert len(store.labels.versions("d")) == 1
+
+
+def test_a_label_goes_with_its_image_although_the_folder_is_read_meanwhile(
+    store: SafeDatastore, upload: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save_label("a", str(upload), "final", dict(INFO))
+    labels = store.get_labels_by_image_id
+
+    def read_meanwhile(image: str) -> dict[str, str]:
+        store.studies.check([image], [])
+        return labels(image)
+
+    monkeypatch.setattr(store, "get_labels_by_image_id", read_meanwhile)
+    store.remove_image("a")
+    assert not (folder / "labels/final/a.nii.gz").exists()
+    write(folder / "a.nii.gz", np.full(SHAPE, 7, np.int16))
+    store.refresh()
+    assert (store.list_images(), store.get_labeled_images()) == (["a", "b", "c"], [])
+
+
+def test_no_server_starts_over_labels_that_lie_behind_a_link_out(
+    open_store: Callable[..., SafeDatastore], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (folder / "labels").mkdir()
+    (folder / "labels" / "final").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError, match=r"The folder of the tag final is a link .*: mount it there, or move its files"):
+        open_store()
 
 
 def test_of_an_image_that_is_a_link_the_link_is_deleted_and_its_label_with_it(

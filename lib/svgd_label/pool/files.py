@@ -106,13 +106,18 @@ def second_name(file: Path, other: Path) -> None:
         copy_durably(file, other)
 
 
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all that is in it, or a link, which leaves what it leads to."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed process left unfinished in a folder an hour ago or longer."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             # A label is itself written by a temporary file, hidden once more.
-            if entry.name.startswith((INCOMING, f".{INCOMING}", PREVIOUS)) and entry.is_file(follow_symlinks=False):
+            if entry.name.startswith((INCOMING, f".{INCOMING}", PREVIOUS)):
                 with contextlib.suppress(OSError):
                     # Not its mtime: the hard link that a save makes bears the old label's.
-                    if entry.stat().st_ctime < time.time() - _LEFTOVER_SECONDS:
-                        Path(entry.path).unlink()
+                    if entry.stat(follow_symlinks=False).st_ctime < time.time() - _LEFTOVER_SECONDS:
+                        remove(Path(entry.path))

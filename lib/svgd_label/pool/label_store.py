@@ -139,7 +139,9 @@ class LabelStore:
         made: list[Path] = []
         try:
             with self._database.transaction() as connection:
-                if self._studies.label_path(image, tag) is None:
+                # Whether the image is there or not: deleting it has taken it away before.
+                known = connection.execute("SELECT 1 FROM labels WHERE image = ? AND tag = ?", (image, tag)).fetchone()
+                if known is None:
                     return False
                 present = self._files(image, tag)
                 if tag != ORIGINAL:

@@ -89,7 +89,10 @@ class Studies:
             "SELECT l.ext FROM labels l JOIN images i USING (image) WHERE l.image = ? AND l.tag = ? AND i.present = 1",
             (image, tag),
         ).fetchone()
-        return self.label_folder(tag) / f"{image}{row['ext']}" if row is not None and self._has_inside(tag) else None
+        if row is None or not self._has_inside(tag):
+            return None
+        path = self.label_folder(tag) / f"{image}{row['ext']}"
+        return path if self._is_inside(path) else None
 
     def reconcile(self) -> int:
         """Compares the whole folder with the index and takes over what differs; how many entries did.
@@ -225,11 +228,13 @@ class Studies:
         return True
 
     def _check_label(self, connection: sqlite3.Connection, tag: str, image: str, finals: list[str]) -> bool:
+        if not self._has_inside(tag):  # what is behind a link is not known to be gone
+            return False
         known = connection.execute("SELECT present FROM images WHERE image = ?", (image,)).fetchone()
         row = connection.execute(
             "SELECT ext, fingerprint FROM labels WHERE image = ? AND tag = ?", (image, tag)
         ).fetchone()
-        file = self._find_file(self.label_folder(tag), image) if self._has_inside(tag) else None
+        file = self._find_file(self.label_folder(tag), image)
         if known is None:
             if file is not None:
                 self._warn(f"The label {tag}/{image} belongs to no image and is left alone.")

@@ -5,7 +5,6 @@
 import io
 import json
 import logging
-import shutil
 import threading
 import time
 import uuid
@@ -27,6 +26,7 @@ from svgd_label.pool.files import (
     fingerprint,
     make_folder,
     place,
+    remove,
     split_extension,
 )
 from svgd_label.server.answers import dictionary, plain_image, plain_tag, storing, unknown_image
@@ -51,6 +51,9 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
         auto_reload: follow what happens in the folder.
         beside: this is a process beside the server, which alone reads the folder: it is told of each change once.
         on_change: called after something has happened there, other than a save; must not take long.
+
+    Raises:
+        UserError: the folder of the labels is a link that leads out.
     """
 
     def __init__(
@@ -82,9 +85,15 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
             name="new-dataset", description="New Dataset", images_dir=".", base_path=self._datastore_path
         )
         try:
-            for tag in (FINAL, ORIGINAL):
-                make_folder(self.studies.label_folder(tag))
-        except (OSError, UserError) as error:
+            folders = [self.studies.label_folder(tag) for tag in (FINAL, ORIGINAL)]
+        except UserError as error:
+            raise UserError(
+                f"{error}, {self.studies.folder}, and no such link is followed: mount it there, or move its files there"
+            ) from error
+        try:
+            for folder in folders:
+                make_folder(folder)
+        except OSError as error:
             logger.warning("Labels cannot be saved in %s: %s.", self.studies.folder, error)
         # Watching begins before reading, so that nothing falls between the two.
         self._watcher = Watcher(self.studies, on_change) if auto_reload and not beside else None
@@ -194,14 +203,14 @@ class SafeDatastore(LocalDatastore):  # type: ignore[misc]  # monailabel is not 
             except BaseException:
                 aside.rename(path)
                 raise
+            self._on_change()
             try:
-                shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+                remove(aside)
             except OSError as error:
                 sentence = (
                     f"{image_id} is out of the study, but its file could not be deleted ({error}): delete it there."
                 )
                 raise HTTPException(507, sentence) from error
-        self._on_change()
 
     # Labels
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,18 @@ def test_an_id_is_the_studys_image_whatever_lies_in_the_working_directory(
     stored = app.infer({"model": "svgd", "image": "a", "save_label": True, "label_tag": "original"})  # as a batch does
     assert stored["label"] == "a"
     assert app._datastore.get_labels_by_image_id("a") == {"original": "a"}
+
+
+def test_what_cannot_be_stored_leaves_no_file(
+    app: App, tmp_path: Path, tiny: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    app.publish(1, tiny)
+    with pytest.raises(HTTPException) as refused:
+        app.infer({"model": "svgd", "image": "a", "save_label": True, "label_tag": "a/b"})
+    assert refused.value.status_code == 404
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_committee_that_cannot_be_read_at_present_is_said_to_be_so(app: App, client: TestClient, tiny: Task) -> None:

@@ -9,8 +9,10 @@ import os
 import resource
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -26,7 +28,7 @@ from tests.dicom.series import OBLIQUE, make_series
 
 from svgd_label.images import load_volume
 from svgd_label.pool import Database, Pool
-from svgd_label.server import guards, routes
+from svgd_label.server import guards, routes, slicer
 from svgd_label.server.body_limit import LIMIT
 from svgd_label.server.datastore import SafeDatastore
 from svgd_label.server.strategy import SVGDStrategy
@@ -196,6 +198,34 @@ def test_a_copy_that_slicer_has_kept_is_out_of_date_once_the_file_has_changed(cl
     assert checksum() == before
     (study.store.studies.folder / "a.nii").write_bytes(volume(6, 7))
     assert checksum() != before
+
+
+def test_a_folder_that_got_a_link_out_is_proposed_no_more(client: TestClient, study: Study, tmp_path: Path) -> None:
+    (study.store.studies.folder / "a.nii").unlink()
+    make_series(study.store.studies.folder / "a", OBLIQUE)
+    study.store.studies.reconcile()
+    (study.store.studies.folder / "a" / "1.dcm").symlink_to(tmp_path / "elsewhere")
+    answer = client.post("/activelearning/svgd", json={})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        "The image a has just gone from the studies folder: ask for the next one.",
+    )
+    assert "a" not in study.store.list_images()
+
+
+def test_a_crowd_that_downloads_series_leaves_threads_to_those_who_save(client: TestClient, study: Study) -> None:
+    (study.store.studies.folder / "a.nii").unlink()
+    make_series(study.store.studies.folder / "a", OBLIQUE)
+    study.store.studies.reconcile()
+    with ThreadPoolExecutor(slicer.PLACES) as pool, slicer._one_at_a_time:
+        waiting = [pool.submit(slicer.as_nifti, study.store.studies.folder / "a") for _ in range(slicer.PLACES)]
+        while slicer._places._value:
+            time.sleep(0.01)
+        answer = client.get("/datastore/image", params={"image": "a"})
+        assert answer.status_code == 503
+        assert "try again in a moment" in answer.json()["detail"]
+    assert len({future.result() for future in waiting}) == 1
+    assert client.get("/datastore/image", params={"image": "a"}).status_code == 200
 
 
 def test_a_folder_of_dicom_is_one_file_to_a_viewer_without_dicom(client: TestClient, study: Study) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -187,15 +188,20 @@ class SVGDLabel(MONAILabelApp):  # type: ignore[misc]
         known = isinstance(image, str) and os.sep not in image and store.get_image_uri(image)
         # By its path: MONAI Label takes an id for a path where something of that name lies in the working directory.
         result = super().infer({**request, "image": known} if known else request, store)
-        if known and stored:  # which it leaves undone for a path
-            said = {"model": request.get("model"), "params": result["params"]}
-            result["label"] = store.save_label(image, result["file"], request.get("label_tag") or ORIGINAL, said)
-        version = result["params"].get("model_version")
-        if version is not None and isinstance(image, str) and self.pool.overview.image_state(image):
-            if request.get("model") == MODEL:  # bands of a newer version leave the older proposal on the screen
-                self.pool.inferred(image, version)
-            if client := request.get("client_id"):
-                self.pool.touch(image, str(client))
+        try:
+            if known and stored:  # which it leaves undone for a path
+                said = {"model": request.get("model"), "params": result["params"]}
+                result["label"] = store.save_label(image, result["file"], request.get("label_tag") or ORIGINAL, said)
+            version = result["params"].get("model_version")
+            if version is not None and isinstance(image, str) and self.pool.overview.image_state(image):
+                if request.get("model") == MODEL:  # bands of a newer version leave the older proposal on the screen
+                    self.pool.inferred(image, version)
+                if client := request.get("client_id"):
+                    self.pool.touch(image, str(client))
+        except BaseException:  # nobody gets the file, and only who has sent it would remove it
+            if file := result.get("file"):
+                Path(file).unlink(missing_ok=True)
+            raise
         return result
 
     def on_save_label(self, image_id: str, label_id: str) -> None:

@@ -1,5 +1,6 @@
 """A ZIP file with what is labelled, for whoever wants to take it away."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -33,8 +34,9 @@ def write_archive(
     """
     make_folder(folder)
     for old in folder.iterdir():
-        if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
-            old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its download has just ended, which removes it too
+            if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                old.unlink()
     parts = [
         (part, str(kind / part.relative_to(path.parent)))
         for case in cases

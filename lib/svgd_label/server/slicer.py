@@ -11,13 +11,16 @@ import nibabel
 import numpy as np
 from monailabel.utils.others.generic import file_checksum
 
-from svgd_label.images import load_volume
+from svgd_label.images import ImageError, load_volume
 from svgd_label.pool.files import fingerprint
 
 _CHECKSUMS = 10_000
 _INT16 = np.iinfo(np.int16)
 _one_at_a_time = threading.Lock()
 """A CT and its copies take a gigabyte."""
+PLACES = 8
+"""So many wait for it: each holds one of the 40 threads that saves are answered from, too."""
+_places = threading.Semaphore(PLACES)
 
 
 def described(image: str, path: Path) -> dict[str, Any]:
@@ -36,8 +39,17 @@ def as_nifti(folder: Path) -> bytes:
     """A folder of DICOM files as a compressed NIfTI file, in the same voxel order.
 
     Raises:
-        svgd_label.images.ImageError: it cannot be used.
+        svgd_label.images.ImageError: it cannot be used, or too many wait.
     """
+    if not _places.acquire(blocking=False):
+        raise ImageError(f"{PLACES} images are being read for 3D Slicer: try again in a moment.", passing=True)
+    try:
+        return _as_nifti(folder)
+    finally:
+        _places.release()
+
+
+def _as_nifti(folder: Path) -> bytes:
     with _one_at_a_time:
         volume = load_volume(folder)
         values = volume.numpy()[0]

@@ -1,12 +1,12 @@
 """Where uploads lie until they are stored: on the disk that the labels go to, not on /tmp, which others fill."""
 
+import contextlib
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
-from svgd_label.pool.files import make_folder
+from svgd_label.pool.files import make_folder, remove
 
 _KEPT_SECONDS = 3600.0
 
@@ -21,6 +21,7 @@ def keep_temporary_files_in(folder: Path) -> None:
         return
     make_folder(folder)
     for left in folder.iterdir():
-        if left.lstat().st_mtime < time.time() - _KEPT_SECONDS:
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() and not left.is_symlink() else left.unlink()
+        with contextlib.suppress(OSError):  # another server over this state folder removes them too
+            if left.lstat().st_mtime < time.time() - _KEPT_SECONDS:
+                remove(left)
     tempfile.tempdir = str(folder)

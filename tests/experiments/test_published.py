@@ -1,7 +1,8 @@
-"""What the README says of an experiment is what the files of its run say."""
+"""What the README and the committed tables say of an experiment is what the files of its run say."""
 
 from pathlib import Path
 
+import pytest
 from tests.conftest import ROOT
 
 from svgd_label.experiments.report.findings import Findings
@@ -9,8 +10,13 @@ from svgd_label.experiments.report.page import table
 from svgd_label.experiments.run import Run
 
 
-def test_the_readme_shows_the_table_of_the_committed_run() -> None:
-    run = ROOT / "results" / "hippocampus-cpu"
+@pytest.mark.parametrize("name", ["hippocampus-cpu", "sarcoma-ct"])
+def test_the_committed_table_is_that_of_the_run(name: str) -> None:
+    run = ROOT / "results" / name
     said = table(Findings(Run.open(run), Path("/nowhere")))
     assert (run / "report" / "table.md").read_text(encoding="utf-8") == said
+
+
+def test_the_readme_shows_the_committed_table() -> None:
+    said = (ROOT / "results" / "hippocampus-cpu" / "report" / "table.md").read_text(encoding="utf-8")
     assert said in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -156,12 +156,15 @@ def test_a_volume_that_cannot_be_used_costs_its_label_and_is_never_trained_on(tm
     fields = small_experiment(tmp_path)
     saturated = saturate(fields)
     run = Run.plan(tmp_path / "run", Experiment.model_validate({**fields, "arms": ["random"]}))
-    run_here(run, jobs(run, run.arms, [7])[:-1])
+    run_here(run, jobs(run, run.arms, [7]))
     found = steps(run.folder, "random")
     assert [line["distinct"] for line in found] == [3, 5, 6]
     assert [len(line["labelled"]) for line in found] == [2, 4, 5]
-    for line in found[:-1]:
+    reference = steps(run.folder, "full")
+    assert [len(line["labelled"]) for line in reference] == [9, 9, 9]
+    for line in (*found[:-1], *reference):
         assert "99 %" in line["unusable"][saturated]
+    assert [job.kind for job in jobs(run, run.arms, [7])] == ["arm", "full"]  # the shared first one is of no more use
 
 
 def test_a_volume_that_cannot_be_read_for_a_moment_ends_the_arm_and_changes_no_pick(

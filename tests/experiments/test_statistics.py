@@ -49,8 +49,9 @@ def test_the_p_value_is_the_paired_t_tests() -> None:
 
 def test_holms_own_steps() -> None:
     # Three hypotheses: 3 * 0.01, then the larger of that and 2 * 0.04, then the larger of that and 0.03 * 1 - in order.
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
-    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}, of=3) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}, of=2) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.02}, of=3) == pytest.approx({"a": 0.06})  # two are still to come
 
 
 def test_the_areas_of_the_volumes_average_to_the_area_of_the_mean_dice() -> None:
@@ -111,7 +112,7 @@ def test_the_summary_pairs_seeds_and_leaves_out_what_has_not_ended(run: Run) -> 
     paired = np.array([0.62 + 0.01 * seed for seed in range(1, 6)]) - expected
     assert ours["vs_clasp_pe"][0] == pytest.approx(paired.mean())
     p = {"random": paired_p(np.arange(0.02, 0.071, 0.01)), "clasp_pe": paired_p(paired)}
-    assert ours["p_holm"] == pytest.approx(holm({name: float(value or 0) for name, value in p.items()}))
+    assert ours["p_holm"] == pytest.approx(holm({name: float(value or 0) for name, value in p.items()}, of=2))
     assert found["arms"]["random"]["p_holm"] is None
     assert found["arms"]["random"]["vs_random"] is None
 

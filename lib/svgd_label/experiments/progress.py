@@ -44,7 +44,7 @@ def trainings_left(run: Run, job: Job) -> int:
 
 
 def table(run: Run, todo: Sequence[Job], workers: int) -> Table:
-    """A row for each arm and seed: step, labelled volumes, Dice, time left."""
+    """A row for each arm and seed: step, labelled volumes, Dice, time left; what has ended last, for it may not fit."""
     jobs = [job for job in todo if job.kind != INITIAL]
     steps = {job: job.track(run).steps() for job in jobs}
     # The first step of an arm is a copy of the shared one: it says nothing of how long the next takes.
@@ -52,7 +52,7 @@ def table(run: Run, todo: Sequence[Job], workers: int) -> Table:
     mean = float(np.mean(seconds)) if seconds else None
     left = {job: trainings_left(run, job) for job in todo}
     view = Table("arm", "seed", "step", "labelled", "Dice", "time left")
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: not left[job]):
         number = len(steps[job])
         last = steps[job][-1] if number else {}
         view.add_row(
@@ -64,7 +64,7 @@ def table(run: Run, todo: Sequence[Job], workers: int) -> Table:
             "done" if not left[job] else "" if mean is None else duration(mean * left[job]),
         )
     if mean is not None:
-        view.caption = f"all: about {duration(mean * sum(left.values()) / workers)} left"
+        view.title = f"all: about {duration(mean * sum(left.values()) / workers)} left"
     return view
 
 

@@ -56,7 +56,8 @@ def jobs(run: Run, arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     found: dict[Path, Job] = {}
     for seed in seeds:
         for arm in arms:
-            if not run.through_server:  # which trains its first committee itself
+            # Through a server, each arm trains its first committee itself.
+            if not run.through_server and not run.track(arm, seed).steps():
                 found.setdefault(run.initial_track(arm, seed).folder, Job(INITIAL, arm, seed))
         for job in (*(Job("arm", arm, seed) for arm in arms), Job(FULL, FULL, seed)):
             found[job.track(run).folder] = job
@@ -66,17 +67,7 @@ def jobs(run: Run, arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 def initial(run: Run, job: Job, track: Track) -> None:
     """The first training of a seed, on the initial labels."""
     task, chosen = run.task(job.arm), set(run.initial_labels(job.seed))
-    cases: list[Case] = []
-    unusable: Record = {}
-    for case in sorted(run.cases["pool"], key=lambda case: case.id):
-        if case.id in chosen:
-            try:
-                prepare(task, case.id, case.image)
-                cases.append(case)
-            except ImageError as error:  # a server has looked at all images before its first training
-                if error.passing:
-                    raise _away([case.id]) from error
-                unusable[case.id] = str(error)
+    cases, unusable = _usable(task, [case for case in run.cases["pool"] if case.id in chosen])
     _, record = _trained(task, track, 1, lambda step: _train(run, task, track, cases, job.seed, step, len(chosen)))
     record["unusable"] |= unusable
     track.append({"step": 1, **record, "last": True, **computed_by()})
@@ -84,16 +75,37 @@ def initial(run: Run, job: Job, track: Track) -> None:
 
 def full(run: Run, job: Job, track: Track) -> None:
     """The reference: all labels of the pool, as many trainings as an arm makes that never repeats an image."""
-    task, cases = run.base_task, run.cases["pool"]
+    task, pool = run.base_task, run.cases["pool"]
+    cases, unusable = _usable(task, pool)
 
     def make(step: int) -> Trained:
-        return _train(run, task, track, cases, job.seed, step, len(cases))
+        return _train(run, task, track, cases, job.seed, step, len(pool))
 
     # From scratch, one training is as good as the last of several.
     trainings = run.trainings(task) if task.warm_start else 1
     for step in range(len(track.steps()) + 1, trainings + 1):
         _, record = _trained(task, track, step, make)
+        record["unusable"] |= unusable
         finish(track, job, {"step": step, **record, "last": step == trainings})
+
+
+def _usable(task: Task, cases: Sequence[Case]) -> tuple[list[Case], Record]:
+    """The cases, by id, whose images a server would not pass over; of the others, why.
+
+    Raises:
+        ExperimentError: one is away for the moment.
+    """
+    usable: list[Case] = []
+    unusable: Record = {}
+    for case in sorted(cases, key=lambda case: case.id):
+        try:
+            prepare(task, case.id, case.image)
+            usable.append(case)
+        except ImageError as error:
+            if error.passing:
+                raise _away([case.id]) from error
+            unusable[case.id] = str(error)
+    return usable, unusable
 
 
 def arm(run: Run, job: Job, track: Track) -> None:

@@ -125,6 +125,7 @@ class Run:
         Raises:
             ExperimentError: the folder holds a run of another configuration, or data and budget do not fit together.
         """
+        folder = folder.resolve()  # the workers of a cluster stand elsewhere
         new = _resolved(experiment)
         if (folder / "config.json").is_file():
             old = cls.open(folder).config
@@ -323,7 +324,8 @@ def _resolved(experiment: Experiment) -> dict[str, Any]:
 
 def _compared(config: Mapping[str, Any], arms: set[str]) -> dict[str, Any]:
     """What must not change within a run. The data may be moved; arms and seeds may be added."""
-    kept = {key: config[key] for key in ("task", "split", "initial", "budget", "max_trainings")}
+    kept = {key: config[key] for key in ("split", "initial", "budget", "max_trainings")}
+    kept["task"] = Task.model_validate(config["task"]).model_dump(mode="json")  # with fields that came later
     data = {key: value for key, value in config["data"].items() if key != "folder"}
     kept["through_server"] = config.get("through_server", False)
     return {**kept, "data": data, "arms": {arm: config["arms"][arm] for arm in arms}}

@@ -67,7 +67,7 @@ def run_on_ray(run: Run, todo: Sequence[Job], *, workers: int, address: str | No
         raise ExperimentError("several workers need Ray: pip install 'svgd-label[cluster]'") from None
     threads = CORES_ON_A_CLUSTER if address else max(1, (os.cpu_count() or 1) // workers)
     try:
-        ray.init(address=address, num_cpus=None if address else workers * threads, include_dashboard=False)
+        ray.init(address=address or "local", num_cpus=None if address else workers * threads, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ExperimentError(f"no Ray cluster can be reached at {address} ({error})") from error
     try:

@@ -103,6 +103,11 @@ class Findings:
         except UserError as error:
             return str(error)
 
+    @property
+    def floor_mean(self) -> float | None:
+        """The level of not looking at the image, mean over the structures that an evaluation volume has."""
+        return None if isinstance(self.floor, str) else float(np.nanmean(self.floor))
+
     @cached_property
     def licence(self) -> str | None:
         """Name, source and licence of the data, as the Decathlon's dataset.json has them; None where it has none."""
@@ -181,12 +186,17 @@ class Findings:
         ]
 
     def missing(self) -> dict[str, list[int]]:
-        """Arm -> the seeds of the run that it has not, or not to its end."""
-        seeds = {
-            arm: [seed for seed in self.run.config["seeds"] if seed not in self.steps.get(arm, {})]
-            for arm in self.run.arms
-        }
-        return {arm: missing for arm, missing in seeds.items() if missing}
+        """Arm, or reference -> the seeds of the run that it has not, or not to its end."""
+        ended = {**{arm: self.steps.get(arm, {}) for arm in self.run.arms}, "the reference": self.full}
+        seeds = {name: [s for s in self.run.config["seeds"] if s not in found] for name, found in ended.items()}
+        return {name: missing for name, missing in seeds.items() if missing}
+
+    def needed(self, arm: str, share: Literal[99, 100]) -> int | str:
+        """The labels with which an arm comes to a share of the full-data Dice; in words where it does not."""
+        if not self.steps[arm].keys() <= self.full.keys():
+            return "not known"
+        number: int | None = self.summary["arms"][arm][f"distinct_to_{share}"]
+        return "not reached" if number is None else number
 
     def unusable(self) -> dict[str, str]:
         """Volumes that could not be used, and why."""

@@ -95,11 +95,10 @@ def _draw(found: Findings, folder: Path) -> dict[str, str]:
     """Name -> SVG element, of the figures for which there is something to show."""
     if not found.steps:
         return {}
-    floor = None if isinstance(found.floor, str) else sum(found.floor) / len(found.floor)
     full = [[step["mean_dice"] for step in steps] for steps in found.full.values()]
     with figures.style():
         drawn = {
-            "labels": figures.over_labels(found.summary, floor=floor, mark=found.mark),
+            "labels": figures.over_labels(found.summary, floor=found.floor_mean, mark=found.mark),
             "trainings": figures.over_trainings(found.summary, full),
             "differences": figures.differences(found.summary),
             "picks": figures.picks(

@@ -83,12 +83,17 @@ def paired_p(differences: Vector) -> float | None:
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def holm(p: dict[str, float]) -> dict[str, float]:
-    """Holm's adjusted p-values (Scandinavian Journal of Statistics 6:65, 1979)."""
+def holm(p: dict[str, float], of: int) -> dict[str, float]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics 6:65, 1979).
+
+    Args:
+        p: of the comparisons that have been made.
+        of: how many there are to be; those that are still to come may turn out to be the surest.
+    """
     adjusted: dict[str, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[name]))
+        highest = max(highest, min(1.0, (of - rank) * p[name]))
         adjusted[name] = highest
     return adjusted
 
@@ -109,7 +114,8 @@ def paired(areas: Mapping[str, Mapping[int, float]], arm: str, other: str) -> di
 def summarise(run: Run) -> dict[str, Any]:
     """The content of summary.json, from the arms and seeds that have ended.
 
-    ``p_holm`` adjusts over the comparisons of the first arm, the claimed one, with the baselines; null for the others.
+    ``p_holm`` adjusts over the comparisons of the first arm, the claimed one, with all baselines of the run, those too
+    that have not ended; null for the others.
     """
     seeds = run.config["seeds"]
     budgets = list(range(run.initial, run.budget + 1))
@@ -160,7 +166,7 @@ def summarise(run: Run) -> dict[str, Any]:
             if (value := paired_p(differences)) is not None:
                 p[baseline] = value
         if arm == run.arms[0] and p:
-            arms[arm]["p_holm"] = holm(p)
+            arms[arm]["p_holm"] = holm(p, of=len({*BASELINES} & {*run.arms} - {arm}))
     return summary
 
 

@@ -112,7 +112,7 @@ class Arm:
 
 
 ARMS = {
-    "svgd": Arm("SVGD as the task has it: T = 1, median bandwidth"),
+    "svgd": Arm("SVGD at T = 1, median bandwidth"),
     "ensemble": Arm("plain ensemble: every particle its own gradient", bandwidth=NO_INTERACTION),
     "own_gradient": Arm("own gradient and repulsion, no mixed drive", velocity=own_gradient),
     "drive_only": Arm("mixed drive, no repulsion to speak of (T = 1e-6)", temperature=1e-6),

@@ -208,7 +208,7 @@ def test_a_folder_that_got_a_link_out_is_proposed_no_more(client: TestClient, st
     answer = client.post("/activelearning/svgd", json={})
     assert (answer.status_code, answer.json()["detail"]) == (
         409,
-        "The image a has just gone from the studies folder: ask for the next one.",
+        "The image a has just gone from the studies: ask for the next one.",
     )
     assert "a" not in study.store.list_images()
 

@@ -104,13 +104,11 @@ def next_sample(strategy: str, request: Request, params: Parameters = None, user
         return {}
     logger.info("next sample for %r: %s", params["client_id"], proposed)
     info = app.datastore().get_image_info(proposed["id"])
-    try:
-        info |= slicer.described(proposed["id"], Path(info["path"]))
-    except (OSError, KeyError):
+    if "path" not in info:
         app.datastore().studies.check([proposed["id"]], [])
-        raise HTTPException(
-            409, f"The image {proposed['id']} has just gone from the studies folder: ask for the next one."
-        ) from None
+        raise HTTPException(409, f"The image {proposed['id']} has just gone from the studies: ask for the next one.")
+    with contextlib.suppress(OSError):  # the file has just gone, which its download will say
+        info |= slicer.described(proposed["id"], Path(info["path"]))
     return {**proposed, **info, "id": proposed["id"]}
 
 

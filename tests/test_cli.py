@@ -43,7 +43,7 @@ def test_strategies_are_listed_with_their_sources() -> None:
     ("arguments", "sentence"),
     [
         (("pretrain", "liver", "--data", "."), "there is no task 'liver'"),
-        (("pretrain", "sample", "--data", "/nowhere"), "splits.json: cannot be read"),
+        (("pretrain", "sample", "--data", "/nowhere"), "there is no /nowhere/splits.json"),
         pytest.param(
             ("serve", "--studies", "/nowhere", "--port", "18765"),
             "/nowhere: there is no such folder",

@@ -103,7 +103,7 @@ def test_the_price_of_a_gain_in_trainings_and_where_an_arm_was_cut_off_are_said(
     found = evidence(summary(ours=ours, random=arm(), clasp_pe=arm(distinct=(10, 10, 10, 10))), "ours")
     assert found is not None
     assert found.endswith(
-        ". For that it trained 4 times, random 3: training more often gains Dice too. "
+        ". It trained 4 times, random 3, and training more often may gain Dice too. "
         "ours was cut off in 1 of 2 seeds, at 11 volumes; its last Dice stands for the rest. "
         "clasp_pe was cut off in 1 of 1 seeds, at 10 volumes; its last Dice stands for the rest."
     )

@@ -78,8 +78,8 @@ def test_a_missing_field_and_an_unknown_preset_are_named(tmp_path: Path) -> None
         ({"budget": 3}, ["3 volumes", "above the 3 initial"]),
         ({"budget": 11}, ["11 volumes", "10 of the pool"]),
         ({"max_trainings": 2}, ["2 a step", "3 trainings", "'max_trainings' is 2"]),
-        ({"arms": [{"name": "a", "strategy": "random", "task": {"stepz": 3}}]}, ["arm a", "stepz"]),
-        ({"data": "/nowhere"}, ["splits.json", "cannot be read"]),
+        ({"arms": [{"name": "a", "strategy": "random", "task": {"stepz": 3}}]}, ["arm a: there is no field 'stepz'"]),
+        ({"data": "/nowhere"}, ["splits.json", "there is no"]),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused_before_anything_runs(

@@ -156,7 +156,7 @@ def test_what_stopped_short_and_what_has_not_ended_is_named(run: Run, tmp_path: 
     table = text[text.index("volumes to 99 %") : text.index("* A seed of this arm was cut off")]
     assert table.count("*") == 1  # at the end of clasp_pe
     assert "Not run, or not to the end, and so not in this report: clasp_pe with seed 0." in text
-    assert "The level of not looking at the image is left out: /nowhere/splits.json: cannot be read" in text
+    assert "The level of not looking at the image is left out: there is no /nowhere/splits.json" in text
 
 
 def test_the_comparisons_have_intervals_over_seeds_and_over_volumes(run: Run) -> None:

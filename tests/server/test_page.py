@@ -84,7 +84,7 @@ def test_the_state_says_which_image_is_next_and_why(client: TestClient, pool: Po
     assert state["next"]["rank"] == 1
     assert state["next"]["words"] == [
         "The committee is surer about 75% of the ranked images.",
-        "What has been labelled is less like none of the ranked images.",
+        "No ranked image is less like what has been labelled.",
     ]
     assert client.get("/svgd/state").json()["next"]["image"] == ODD[0]
     assert pool.next_image("ann").image == ODD[0]  # type: ignore[union-attr]

@@ -50,6 +50,8 @@ class Dataset:
             wrong = error.errors()[0]
             field = ".".join(str(part) for part in wrong["loc"]) or "the whole"
             raise DatasetError(f"{file}: {field} is {wrong['input']!r} ({wrong['msg']})") from error
+        except FileNotFoundError:
+            raise DatasetError(f"there is no {file}: docs/experiments.md shows what stands in it") from None
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: cannot be read ({error})") from error
         splits = {

@@ -23,7 +23,7 @@ from svgd_label.acquisition import QueryStrategy
 from svgd_label.experiments.dataset import Dataset
 from svgd_label.experiments.experiment import FULL, INITIAL, Experiment, ExperimentError
 from svgd_label.pool.files import incoming, sync_folder
-from svgd_label.tasks import Task, load_task
+from svgd_label.tasks import Task, TaskError, load_task, read_task
 from svgd_label.training import Case
 
 logger = logging.getLogger(__name__)
@@ -242,9 +242,9 @@ class Run:
         if arm == FULL:
             return self.base_task
         try:
-            task = Task.model_validate({**self.config["task"], **self.config["arms"][arm]["task"]})
-        except ValueError as error:
-            raise ExperimentError(f"the task of the arm {arm}: {' '.join(str(error).split())}") from None
+            task = read_task({**self.config["task"], **self.config["arms"][arm]["task"]}, f"the arm {arm}")
+        except TaskError as error:
+            raise ExperimentError(str(error)) from None
         if "clasp_steps" in self.config["arms"][arm]["task"]:
             return task
         # ClaSP PE plans its noise over the steps of the run.

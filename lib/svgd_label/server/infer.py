@@ -70,7 +70,7 @@ class CommitteeInfer(InferTask):  # type: ignore[misc]
             sentence = "the memory of the graphics card is in use, by a training for example: try again"
             raise HTTPException(503, sentence) from error
         if proposed is None:
-            raise HTTPException(409, "there is no trained committee yet: save a few labels and train, then ask again")
+            raise HTTPException(409, "there is no trained committee yet: train on a few saved labels, then ask again")
         version, segmentation = proposed
         said = self.said_of(segmentation, version)
         segmented = time.monotonic()

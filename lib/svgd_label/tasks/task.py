@@ -1,6 +1,7 @@
 """A task: what is segmented, on which grid, by which network, trained and queried how. One YAML file, one object."""
 
 import functools
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -226,6 +227,15 @@ def _parse(text: str, source: str) -> Task:
         raise TaskError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(fields, dict):
         raise TaskError(f"{source}: a task is a list of 'field: value' lines")
+    return read_task(fields, source)
+
+
+def read_task(fields: Mapping[str, Any], source: str) -> Task:
+    """A task from its fields.
+
+    Raises:
+        TaskError: a wrong value; one sentence a mistake, with source, field and value.
+    """
     try:
         return Task.model_validate(fields)
     except ValidationError as error:

@@ -85,7 +85,7 @@ def evidence(summary: Mapping[str, Any], claimed: str | None) -> str | None:
     if cheaper:
         others = _listed([f"{name} {trainings[name]:.3g}" for name in cheaper])
         sentences.append(
-            f"For that it trained {trainings[claimed]:.3g} times, {others}: training more often gains Dice too."
+            f"It trained {trainings[claimed]:.3g} times, {others}, and training more often may gain Dice too."
         )
     for compared in trainings:
         ends = [distinct[-1] for distinct in arms[compared]["raw"]["distinct"]]

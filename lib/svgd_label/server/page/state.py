@@ -31,7 +31,11 @@ def _words(proposal: Proposal, entropy: float | None, information: float | None)
     if entropy is not None:
         words.append(f"The committee is surer about {_share(entropy)}.")
     if information is not None and proposal.mutual_information:  # which is 0 where nothing is labelled
-        words.append(f"What has been labelled is less like {_share(information)}.")
+        words.append(
+            f"It is more like what has been labelled than {_share(information)}, which counts against it."
+            if information
+            else "No ranked image is less like what has been labelled."
+        )
     return words
 
 
